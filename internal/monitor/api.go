@@ -1,0 +1,169 @@
+package monitor
+
+import (
+	"time"
+)
+
+// Runtime says how to call an OCI runtime for one process.
+type Runtime struct {
+	// Path is the runtime's binary, absolute.
+	Path string `json:"path"`
+	// Root is what --root gets: the runtime's own state directory.
+	Root string `json:"root"`
+	// SystemdCgroup adds --systemd-cgroup.
+	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
+}
+
+// CreateRequest asks for a container's process, created but not started.
+type CreateRequest struct {
+	// ID is the container's id, 64 hex digits (a sandbox's init has the sandbox's id).
+	ID      string  `json:"id"`
+	Runtime Runtime `json:"runtime"`
+	// Bundle is the OCI bundle: a directory with config.json.
+	Bundle string `json:"bundle"`
+	// LogPath is the CRI log file, absolute; empty for none (output is discarded).
+	// It exists, mode 0640, when Create returns.
+	LogPath string `json:"logPath,omitempty"`
+	// Terminal gives the process a pty instead of pipes; the spec's process.terminal must agree.
+	Terminal bool `json:"terminal,omitempty"`
+	// Stdin keeps stdin open; without it the process reads /dev/null.
+	Stdin bool `json:"stdin,omitempty"`
+	// StdinOnce closes stdin when the first attached client that had it goes away.
+	StdinOnce bool `json:"stdinOnce,omitempty"`
+	// Env is added to the runtime's own environment, "K=V".
+	Env []string `json:"env,omitempty"`
+}
+
+// ExecRequest asks for one more process in a running container.
+type ExecRequest struct {
+	// ID is the container's id, ExecID this exec's own: 1–64 of [a-z0-9-], new for each.
+	ID      string  `json:"id"`
+	ExecID  string  `json:"execId"`
+	Runtime Runtime `json:"runtime"`
+	// Process is the OCI runtime spec's process object, JSON.
+	Process  []byte `json:"process"`
+	Terminal bool   `json:"terminal,omitempty"`
+	Stdin    bool   `json:"stdin,omitempty"`
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	// Code is the exit status, 128+signal for a process that a signal ended,
+	// and 255 when Lost.
+	Code int32 `json:"code"`
+	// Signal is the signal's number, 0 for none.
+	Signal int32 `json:"signal,omitempty"`
+	// OOMKilled: the kernel's OOM killer ended a process in the container's cgroup.
+	OOMKilled bool `json:"oomKilled,omitempty"`
+	// Lost: nobody was there to see it end, so Code is not its own.
+	Lost bool `json:"lost,omitempty"`
+	// At is when the monitor saw it.
+	At time.Time `json:"at"`
+}
+
+// State is where a process is in its life.
+type State string
+
+// The states of a process. A process moves down this list, never up.
+const (
+	StateCreating State = "creating" // the OCI runtime is at work; pid unknown
+	StateCreated  State = "created"  // waits for Start
+	StateRunning  State = "running"
+	StateExited   State = "exited" // Exit is known; kept until Forget
+)
+
+// Info is what the monitor knows of one process.
+type Info struct {
+	ID     string `json:"id"`
+	ExecID string `json:"execId,omitempty"` // empty for a container's own process
+	State  State  `json:"state"`
+	// Pid in the host's PID namespace, and its start time in clock ticks
+	// (proc_pid_stat(5), field 22) to tell it from a later process with the same number.
+	Pid       int    `json:"pid,omitempty"`
+	StartTime uint64 `json:"startTime,omitempty"`
+	Exit      *Exit  `json:"exit,omitempty"` // set when State is StateExited
+	LogPath   string `json:"logPath,omitempty"`
+}
+
+// EventType says what an Event tells.
+type EventType string
+
+// The event types.
+const (
+	// EventExit: the process ended; Info.Exit is set.
+	EventExit EventType = "exit"
+	// EventOOM: the OOM killer struck in the container, which may live on.
+	EventOOM EventType = "oom"
+	// EventReset: the connection was lost and made again (the pump was replaced, or
+	// the whole monitor). Events may have been missed: call List.
+	EventReset EventType = "reset"
+)
+
+// Event is something that happened without being asked for.
+type Event struct {
+	Type EventType `json:"type"`
+	Info Info      `json:"info"`
+}
+
+// Options say where the monitor is and how to start it.
+type Options struct {
+	// StateDir is the engine's state directory; the monitor's socket, lock and
+	// exit records are in StateDir/monitor.
+	StateDir string
+	// Binary is the monitor's binary, started when none answers. Empty: never
+	// start one (it is a systemd unit of its own).
+	Binary string
+	// LogFile gets the monitor's own messages when Binary is started; empty: the caller's stderr.
+	LogFile string
+}
+
+// Status is what the monitor says of itself.
+type Status struct {
+	Version   string `json:"version"`   // of the binary
+	Protocol  int    `json:"protocol"`  // the highest version both sides speak
+	KeeperPid int    `json:"keeperPid"` // the two processes that guard each other
+	PumpPid   int    `json:"pumpPid"`
+	Processes int    `json:"processes"` // in custody
+	// DroppedLogBytes counts output that could not be written to a log (disk full), since start.
+	DroppedLogBytes uint64 `json:"droppedLogBytes"`
+}
+
+// The client that the daemon uses. Every method may be called by many
+// goroutines, and returns ctx's error when ctx ends first. When the pump is
+// replaced during a call, calls that are safe to repeat are repeated on the new
+// one; Create, Start and Exec are not, and return an error for which
+// errors.Is(err, ErrReplaced) holds: nobody knows then whether the runtime did it,
+// and the caller cleans up with Delete.
+//
+//	Dial(ctx, Options) (*Client, error)         connects, starts the monitor when needed
+//	(*Client) Create(ctx, CreateRequest) (Info, error)
+//	                                            runtime create; custody of its stdio is acknowledged before it returns
+//	(*Client) Start(ctx, id) error              runtime start; when it fails the container's process is killed and its exit recorded
+//	(*Client) Exec(ctx, ExecRequest) (*ExecSession, error)
+//	(*Client) Signal(ctx, id, execID string, sig syscall.Signal) error
+//	                                            by pidfd; ErrNotFound when it is gone or unknown
+//	(*Client) Wait(ctx, id, execID string) (Exit, error)
+//	(*Client) ReopenLog(ctx, id) error          opens LogPath anew, creating it when it is gone
+//	(*Client) CloseStdin(ctx, id, execID string) error
+//	                                            drops every duplicate of stdin's write end: the process reads EOF
+//	(*Client) Delete(ctx, DeleteRequest) error  runtime delete (force kills first), removes what it left, forgets id
+//	                                            and its execs; nil when there is nothing left to delete
+//	(*Client) List(ctx) ([]Info, error)
+//	(*Client) Forget(ctx, id, execID string) error
+//	(*Client) Status(ctx) (Status, error)
+//	(*Client) Events() <-chan Event             one reader; never drops: an EventReset stands for what was missed
+//	(*Client) Close() error
+//
+//	(*ExecSession) Stdout, Stderr io.Reader     EOF when the process and all who inherited the stream closed it
+//	(*ExecSession) Stdin io.WriteCloser         nil when not asked for; Close is a real EOF
+//	(*ExecSession) Pid() int
+//	(*ExecSession) Wait(ctx) (Exit, error)      the process's own end, whether or not its streams are at EOF
+//	(*ExecSession) Close() error                forgets it: streams are drained to nowhere; the process is not killed
+
+// DeleteRequest removes a container from its OCI runtime.
+type DeleteRequest struct {
+	ID      string  `json:"id"`
+	Runtime Runtime `json:"runtime"`
+	// Force kills whatever is left in the container first.
+	Force bool `json:"force,omitempty"`
+}

@@ -1,0 +1,78 @@
+package sandbox
+
+import (
+	"net/netip"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Pod is a pod sandbox as it was at one moment. It is never changed after it
+// was handed out; Config must not be written to.
+type Pod struct {
+	ID        string
+	Config    *runtimeapi.PodSandboxConfig // as the request had it
+	Handler   string                       // as the request had it, "" for the default
+	CreatedAt time.Time
+	Ready     bool
+	IPs       []netip.Addr
+	NetNS     string // path of the pinned network namespace, "" on the host's
+	// InitPid is the sandbox process's pid, 0 where the pod needs none.
+	InitPid int
+	// Info for people (verbose status): what is where.
+	Info map[string]any
+}
+
+// Container is a container as it was at one moment. It is never changed after
+// it was handed out; Config must not be written to.
+type Container struct {
+	ID, PodID string
+	Config    *runtimeapi.ContainerConfig // as the request had it
+	Pod       *runtimeapi.PodSandboxConfig
+	State     runtimeapi.ContainerState
+	CreatedAt time.Time
+	// StartedAt and FinishedAt are zero while it has not.
+	StartedAt, FinishedAt time.Time
+	ExitCode              int32
+	// Reason is "Completed", "Error", "OOMKilled", "StartError", "Unknown" …; Message is for people.
+	Reason, Message string
+	// ImageID is the id of the image, ImageRef what CRI calls image_ref (the same id).
+	ImageID  string
+	LogPath  string // absolute, "" for none
+	Pid      int    // 0 unless running
+	User     *runtimeapi.ContainerUser
+	Handler  string
+	Cgroup   string // the spec's cgroupsPath
+	RootFS   string // "" when not mounted
+	Restored bool   // read from a record that was damaged: some fields are unknown
+	Info     map[string]any
+}
+
+// ExecResult is what ExecSync returns.
+type ExecResult struct {
+	Stdout, Stderr []byte
+	ExitCode       int32
+	// Truncated: there was more output than MaxExecOutput.
+	Truncated bool
+}
+
+// The engine, as internal/server calls it. Full ids only, but for Find*.
+//
+//	(*Engine) RunPod(ctx, *PodSandboxConfig, handler string) (id string, err error)
+//	(*Engine) StopPod(ctx, id) error                    idempotent; ErrNotFound
+//	(*Engine) RemovePod(ctx, id) error                  idempotent: nil when unknown
+//	(*Engine) Pod(id) (*Pod, error)                     id or unambiguous prefix; memory only
+//	(*Engine) Pods() []*Pod                             newest first; those being made are not in it
+//	(*Engine) CreateContainer(ctx, podID, *ContainerConfig, *PodSandboxConfig) (id string, err error)
+//	(*Engine) StartContainer(ctx, id) error
+//	(*Engine) StopContainer(ctx, id, timeout time.Duration) error
+//	(*Engine) RemoveContainer(ctx, id) error
+//	(*Engine) Container(id) (*Container, error)         id or unambiguous prefix
+//	(*Engine) Containers() []*Container
+//	(*Engine) ContainersOf(podID) []*Container
+//	(*Engine) ReopenLog(ctx, id) error
+//	(*Engine) ExecSync(ctx, id, cmd []string, timeout time.Duration) (ExecResult, error)
+//	(*Engine) ImageInUse(imageID) bool
+//	(*Engine) Handlers() []*oci.Handler
+//	(*Engine) CgroupDriver() oci.CgroupDriver
+//	(*Engine) MonitorStatus(ctx) (monitor.Status, error)
