@@ -17,9 +17,6 @@ BUILD   := $(GO) build -trimpath -tags '$(TAGS)'
 PLUGINS        := github.com/containernetworking/plugins
 PLUGIN_VERSION  = $(shell go list -m -f '{{.Version}}' $(PLUGINS))
 
-# Packages of unit tests: all but those that drive the real binaries.
-UNIT = $(shell $(GO) list -tags '$(TAGS)' ./... | grep -v '/test/')
-
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -67,11 +64,11 @@ test: ## all that must pass: unit tests, lint, end-to-end tests on this host
 
 .PHONY: test-unit
 test-unit: ## unit tests with the race detector; no root, no network
-	CGO_ENABLED=1 go test -race -tags '$(TAGS)' $(UNIT)
+	CGO_ENABLED=1 go test -race -tags '$(TAGS)' ./...
 
 .PHONY: test-e2e
 test-e2e: build runc ## end-to-end tests: root, real runc, CNI and registry, on loopback only
-	go test -tags '$(TAGS)' -count=1 -timeout 30m ./test/...
+	PATH='$(CURDIR)/bin':"$$PATH" go test -tags '$(TAGS) e2e' -count=1 -timeout 40m ./test/e2e
 
 .PHONY: test-image
 test-image: build ## build the image twice on bases of our own and start what is in it
@@ -80,7 +77,7 @@ test-image: build ## build the image twice on bases of our own and start what is
 
 .PHONY: bench
 bench: build runc ## measure pods, exec, logs and memory; FLAGS=… for another endpoint
-	go run -tags '$(TAGS)' ./test/bench $(FLAGS)
+	PATH='$(CURDIR)/bin':"$$PATH" go run -tags '$(TAGS)' ./test/bench $(FLAGS)
 
 .PHONY: lint
 lint: bin/golangci-lint bin/govulncheck ## gofmt, go vet, golangci-lint, known vulnerabilities

@@ -12,8 +12,8 @@ fail() {
 unformatted=$(git ls-files -z '*.go' | xargs -0r gofmt -l)
 [ -z "$unformatted" ] || fail "gofmt -w would change: $unformatted"
 
-# Once as the product is built, once with the fail points that the fault tests use.
-go vet -tags "$tags" ./... || fail "go vet found something"
+# Once as the product is built, with the end-to-end tests, once with the fail points that they use.
+go vet -tags "$tags e2e" ./... || fail "go vet found something"
 go vet -tags "$tags failpoints" ./internal/... || fail "go vet with the tag failpoints found something"
 
 bin/golangci-lint run ./... || fail "golangci-lint found something"

@@ -11,7 +11,6 @@ set -euo pipefail
 # have none), or the pattern of an absolute path.
 build_needs() {
 	cat <<-'END'
-		git git
 		make make
 		gcc gcc
 		libc6-dev /usr/include/stdlib.h
@@ -84,7 +83,7 @@ install_packages() {
 	if [ ! -e $policy ]; then
 		printf '#!/bin/sh\nexit 101\n' >$policy
 		chmod 755 $policy
-		trap "rm -f $policy" EXIT
+		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 	fi
 	local quiet=(-qq -o Dpkg::Use-Pty=0)
 	apt-get "${quiet[@]}" update >&2
