@@ -3,12 +3,13 @@ package config
 import "time"
 
 // Config is the engine's whole configuration. The zero value is not valid:
-// start from [Default].
+// start from [Default] or [Load].
 type Config struct {
-	// Root is what must last (images, records), State what a reboot may take
-	// (sockets, pinned namespaces, bundles), Listen the CRI socket.
-	Root   string `toml:"root"`
-	State  string `toml:"state"`
+	// Root is what must last: images and records.
+	Root string `toml:"root"`
+	// State is what a reboot may take: sockets, pinned namespaces, bundles.
+	State string `toml:"state"`
+	// Listen is the CRI socket.
 	Listen string `toml:"listen"`
 
 	Log     Log     `toml:"log"`
@@ -20,8 +21,10 @@ type Config struct {
 
 // Log is [log].
 type Log struct {
-	Level  string `toml:"level"`  // "error", "warn", "info", "debug", "trace"
-	Format string `toml:"format"` // "text", "json"
+	// Level is "error", "warn", "info", "debug" or "trace".
+	Level string `toml:"level"`
+	// Format is "text" or "json".
+	Format string `toml:"format"`
 }
 
 // Runtime is [runtime].
@@ -30,20 +33,24 @@ type Runtime struct {
 	DefaultHandler string `toml:"default_handler"`
 	// CgroupDriver is "auto", "systemd" or "cgroupfs".
 	CgroupDriver string `toml:"cgroup_driver"`
-	// DefaultCapabilities of containers that are not privileged, before the request's add and drop.
+	// DefaultCapabilities of containers that are not privileged, before the
+	// request's add and drop. [Load] brings them into the form "CAP_CHOWN".
 	DefaultCapabilities []string `toml:"default_capabilities"`
 	// SeccompProfile replaces the built-in RuntimeDefault profile: a JSON file.
 	SeccompProfile string `toml:"seccomp_profile"`
 	// PidsLimit of each container; 0 for none.
 	PidsLimit int64 `toml:"pids_limit"`
-	// DefaultUlimits such as "nofile=1024:524288".
+	// DefaultUlimits such as "nofile=1024:524288"; [ParseUlimits] reads them.
 	DefaultUlimits []string `toml:"default_ulimits"`
-	// DefaultSysctls are set in every pod unless its request sets them: "name=value".
+	// DefaultSysctls are set in every pod unless its request sets them:
+	// "name=value"; [ParseSysctls] reads them.
 	DefaultSysctls []string `toml:"default_sysctls"`
-	// UnprivilegedPorts and UnprivilegedICMP let non-root processes bind ports below 1024 and
-	// send ICMP echo, in pods with a network of their own.
+	// UnprivilegedPorts lets non-root processes bind ports below 1024, in pods
+	// with a network of their own.
 	UnprivilegedPorts bool `toml:"unprivileged_ports"`
-	UnprivilegedICMP  bool `toml:"unprivileged_icmp"`
+	// UnprivilegedICMP lets non-root processes send ICMP echo, in pods with a
+	// network of their own.
+	UnprivilegedICMP bool `toml:"unprivileged_icmp"`
 	// Handlers by name. The name "auto" is built in.
 	Handlers map[string]Handler `toml:"handlers"`
 	// OperationTimeout ends any call of the OCI runtime that takes longer.
@@ -52,12 +59,20 @@ type Runtime struct {
 
 // Handler is [runtime.handlers.NAME].
 type Handler struct {
-	Path                         string   `toml:"path"`
-	Type                         string   `toml:"type"`
-	Root                         string   `toml:"root"`
-	Annotations                  []string `toml:"annotations"`
-	Sandbox                      bool     `toml:"sandbox"`
-	PrivilegedWithoutHostDevices bool     `toml:"privileged_without_host_devices"`
+	// Path is a binary's name or absolute path; "" looks up Type.
+	Path string `toml:"path"`
+	// Type is "runc" or "crun": which command line it speaks; "" guesses from
+	// the binary's name.
+	Type string `toml:"type"`
+	// Root is the OCI runtime's own state directory; "" for one beneath State.
+	Root string `toml:"root"`
+	// Annotations of pods and containers that are let through to the OCI spec,
+	// as patterns of path.Match.
+	Annotations []string `toml:"annotations"`
+	// Sandbox: every pod gets a sandbox process (gVisor, VMs).
+	Sandbox bool `toml:"sandbox"`
+	// PrivilegedWithoutHostDevices keeps the host's devices from privileged containers.
+	PrivilegedWithoutHostDevices bool `toml:"privileged_without_host_devices"`
 }
 
 // Monitor is [monitor].
@@ -70,21 +85,35 @@ type Monitor struct {
 
 // Image is [image].
 type Image struct {
-	Driver            string   `toml:"driver"`
-	DriverOptions     []string `toml:"driver_options"`
-	RegistriesConf    string   `toml:"registries_conf"`
-	RegistriesConfDir string   `toml:"registries_conf_dir"`
-	Policy            string   `toml:"policy"`
-	AuthFile          string   `toml:"auth_file"`
-	CertsDir          string   `toml:"certs_dir"`
-	Pinned            []string `toml:"pinned"`
-	MaxParallelLayers int      `toml:"max_parallel_layers"`
-	ProgressTimeout   Duration `toml:"progress_timeout"`
+	// Driver of the layer store.
+	Driver string `toml:"driver"`
+	// DriverOptions are its options as in containers-storage.conf(5).
+	DriverOptions []string `toml:"driver_options"`
+	// RegistriesConf is a containers-registries.conf(5); "" for the system's.
+	RegistriesConf string `toml:"registries_conf"`
+	// RegistriesConfDir holds its drop-ins; "" for the system's.
+	RegistriesConfDir string `toml:"registries_conf_dir"`
+	// Policy is a containers-policy.json(5); "" for the system's.
+	Policy string `toml:"policy"`
+	// AuthFile is a containers-auth.json(5); "" for the system's.
+	AuthFile string `toml:"auth_file"`
+	// CertsDir is a containers-certs.d(5); "" for the system's.
+	CertsDir string `toml:"certs_dir"`
+	// Pinned are patterns of path.Match on full references of images that must
+	// not be garbage collected.
+	Pinned []string `toml:"pinned"`
+	// MaxParallelLayers bounds the layers that one pull fetches at a time.
+	MaxParallelLayers int `toml:"max_parallel_layers"`
+	// ProgressTimeout ends a pull that makes no progress for so long; 0 for never.
+	ProgressTimeout Duration `toml:"progress_timeout"`
 }
 
 // Network is [network].
 type Network struct {
-	ConfDir string   `toml:"conf_dir"`
+	// ConfDir holds the node's CNI configuration.
+	ConfDir string `toml:"conf_dir"`
+	// BinDirs are searched for CNI plugins in order. [Network.PluginDirs] puts
+	// the real directory for a leading $EXE_DIR.
 	BinDirs []string `toml:"bin_dirs"`
 	// DefaultNetwork: serve the built-in conflist while conf_dir has none.
 	DefaultNetwork bool `toml:"default_network"`
