@@ -40,10 +40,10 @@ type Runtime struct {
 	SeccompProfile string `toml:"seccomp_profile"`
 	// PidsLimit of each container; 0 for none.
 	PidsLimit int64 `toml:"pids_limit"`
-	// DefaultUlimits such as "nofile=1024:524288"; [ParseUlimits] reads them.
+	// DefaultUlimits such as "nofile=1024:524288"; [Runtime.Ulimits] reads them.
 	DefaultUlimits []string `toml:"default_ulimits"`
 	// DefaultSysctls are set in every pod unless its request sets them:
-	// "name=value"; [ParseSysctls] reads them.
+	// "name=value"; [Runtime.Sysctls] reads them.
 	DefaultSysctls []string `toml:"default_sysctls"`
 	// UnprivilegedPorts lets non-root processes bind ports below 1024, in pods
 	// with a network of their own.

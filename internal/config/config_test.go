@@ -309,16 +309,16 @@ func TestValidate(t *testing.T) {
 	})
 }
 
-func TestParseUlimits(t *testing.T) {
-	got, err := ParseUlimits([]string{"nofile=1024:524288", "RLIMIT_CORE=unlimited", "nproc=7"})
+func TestUlimits(t *testing.T) {
+	got, err := Runtime{DefaultUlimits: []string{"nofile=1024:524288", "RLIMIT_CORE=unlimited", "nproc=7"}}.Ulimits()
 	want := map[string][2]uint64{"RLIMIT_NOFILE": {1024, 524288}, "RLIMIT_CORE": {1<<64 - 1, 1<<64 - 1}, "RLIMIT_NPROC": {7, 7}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
 }
 
-func TestParseSysctls(t *testing.T) {
-	got, err := ParseSysctls([]string{"net.ipv4.ip_local_port_range = 1024 65000", "kernel.shm_rmid_forced=1"})
+func TestSysctls(t *testing.T) {
+	got, err := Runtime{DefaultSysctls: []string{"net.ipv4.ip_local_port_range = 1024 65000", "kernel.shm_rmid_forced=1"}}.Sysctls()
 	want := map[string]string{"net.ipv4.ip_local_port_range": "1024 65000", "kernel.shm_rmid_forced": "1"}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v, want %v", got, err, want)

@@ -65,10 +65,10 @@ func (r Runtime) validate(p *problems) {
 	if r.PidsLimit < 0 {
 		p.add("runtime.pids_limit", "%d is negative; 0 is for no limit", r.PidsLimit)
 	}
-	if _, err := ParseUlimits(r.DefaultUlimits); err != nil {
+	if _, err := r.Ulimits(); err != nil {
 		p.add("runtime.default_ulimits", "%w", err)
 	}
-	if _, err := ParseSysctls(r.DefaultSysctls); err != nil {
+	if _, err := r.Sysctls(); err != nil {
 		p.add("runtime.default_sysctls", "%w", err)
 	}
 	p.duration("runtime.operation_timeout", r.OperationTimeout, time.Second)
@@ -136,11 +136,12 @@ func (n Network) validate(p *problems) {
 	p.duration("network.timeout", n.Timeout, time.Second)
 }
 
-// ParseUlimits reads "nofile=1024:524288" (soft and hard) and "nofile=1024"
-// (both) into "RLIMIT_NOFILE": {1024, 524288}. "unlimited" is the largest number.
-func ParseUlimits(list []string) (map[string][2]uint64, error) {
+// Ulimits reads DefaultUlimits: "nofile=1024:524288" (soft and hard) and
+// "nofile=1024" (both) become "RLIMIT_NOFILE": {1024, 524288}. "unlimited" is
+// the largest number.
+func (r Runtime) Ulimits() (map[string][2]uint64, error) {
 	limits := map[string][2]uint64{}
-	for _, entry := range list {
+	for _, entry := range r.DefaultUlimits {
 		name, value, ok := strings.Cut(entry, "=")
 		name = "RLIMIT_" + strings.ToUpper(strings.TrimPrefix(strings.ToLower(name), "rlimit_"))
 		if !ok || !slices.Contains(rlimits, name) {
@@ -179,11 +180,11 @@ var rlimits = []string{
 
 var sysctlName = regexp.MustCompile(`^[a-zA-Z0-9_*-]+([./][a-zA-Z0-9_*-]+)+$`)
 
-// ParseSysctls reads "name=value". Whether a sysctl belongs to a namespace is
-// not checked here.
-func ParseSysctls(list []string) (map[string]string, error) {
+// Sysctls reads DefaultSysctls by name. Whether a sysctl belongs to a
+// namespace is not checked here.
+func (r Runtime) Sysctls() (map[string]string, error) {
 	sysctls := map[string]string{}
-	for _, entry := range list {
+	for _, entry := range r.DefaultSysctls {
 		name, value, ok := strings.Cut(entry, "=")
 		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
 		if !ok || len(name) > 256 || !sysctlName.MatchString(name) {
