@@ -1,0 +1,80 @@
+package oci
+
+import (
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// PauseInput is what the spec of a sandbox's init is made from.
+type PauseInput struct {
+	ID                       string
+	Pod                      *runtimeapi.PodSandboxConfig
+	RootFS                   string // a directory that holds /pause
+	Handler                  *Handler
+	CgroupDriver             CgroupDriver
+	CgroupParent             string
+	Namespaces               Namespaces
+	ProcessLabel, MountLabel string
+}
+
+const (
+	// pauseUser is nobody in particular, and not root.
+	pauseUser = 65535
+	// pauseOOMScore: without its init a pod is lost, and there is next to nothing to be had by killing it.
+	pauseOOMScore = -998
+	// pauseShares is the least CPU weight there is.
+	pauseShares = 2
+)
+
+// PauseSpec makes the spec of a sandbox's init: our pause program in a new PID
+// namespace and the pod's others, with a read-only root, no capabilities and
+// nothing mounted but what OCI runtimes need.
+func PauseSpec(in PauseInput) (*specs.Spec, error) {
+	h, err := thisHost()
+	if err != nil {
+		return nil, err
+	}
+	return pauseSpec(in, h)
+}
+
+func pauseSpec(in PauseInput, h *host) (*specs.Spec, error) {
+	if err := CheckCgroupParent(in.CgroupDriver, in.CgroupParent); err != nil {
+		return nil, err
+	}
+	shares := uint64(pauseShares)
+	spec := &specs.Spec{
+		Version: in.Handler.OCIVersion,
+		Root:    &specs.Root{Path: in.RootFS, Readonly: true},
+		Process: &specs.Process{
+			Args: []string{"/pause"}, Cwd: "/", Env: []string{defaultPath},
+			User:            specs.User{UID: pauseUser, GID: pauseUser},
+			Capabilities:    capSets(nil, nil),
+			NoNewPrivileges: true,
+			OOMScoreAdj:     h.clampOOMScore(pauseOOMScore),
+			SelinuxLabel:    in.ProcessLabel,
+		},
+		Mounts: []specs.Mount{procMount, devMount},
+		Linux: &specs.Linux{
+			Namespaces:  Namespaces{Net: in.Namespaces.Net, IPC: in.Namespaces.IPC, UTS: in.Namespaces.UTS}.list(h.cgroupV2),
+			CgroupsPath: CgroupsPath(in.CgroupDriver, in.CgroupParent, in.ID),
+			Resources: &specs.LinuxResources{
+				Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
+				CPU:     &specs.LinuxCPU{Shares: &shares},
+			},
+			MaskedPaths: DefaultMaskedPaths, ReadonlyPaths: DefaultReadonlyPaths,
+			MountLabel: in.MountLabel,
+		},
+		Annotations: specAnnotations(in.Handler, in.Pod.GetAnnotations(), nil, podAnnotations(in.Pod, map[string]string{
+			annotationType:    "sandbox",
+			annotationSandbox: in.ID,
+			annotationPodLogs: in.Pod.GetLogDirectory(),
+		})),
+	}
+	if h.seccomp && in.Handler.hasSeccomp() {
+		var err error
+		if spec.Linux.Seccomp, err = defaultSeccomp("", spec); err != nil {
+			return nil, err
+		}
+	}
+	return spec, nil
+}

@@ -1,0 +1,275 @@
+package oci
+
+import (
+	"path"
+	"strings"
+
+	ociv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Namespaces are the pod's, as paths; "" means the host's, except PID where "" with HostPID decides.
+type Namespaces struct {
+	Net, IPC, UTS string
+	// PID is the path of the namespace to join; "" for a new one unless HostPID.
+	PID     string
+	HostPID bool
+	// User is the path of the user namespace to join; "" for none.
+	User string
+}
+
+// ContainerInput is all that a container's spec is made from. Paths are the host's and were checked.
+type ContainerInput struct {
+	ID, PodID string
+	Config    *runtimeapi.ContainerConfig
+	Pod       *runtimeapi.PodSandboxConfig
+	Image     ociv1.ImageConfig
+	ImageName string // as the user wrote it, for annotations
+	// RootFS is the mounted root filesystem.
+	RootFS       string
+	Handler      *Handler
+	CgroupDriver CgroupDriver
+	// CgroupParent from the pod's config, may be "".
+	CgroupParent string
+	Namespaces   Namespaces
+	// Files bound into the container unless the request mounts something there itself; "" for none.
+	// Without Shm the container has a /dev/shm of its own.
+	ResolvConf, Hosts, HostnameFile, Shm string
+	Hostname                             string
+	// DefaultCapabilities, "CAP_…", before add and drop.
+	DefaultCapabilities []string
+	// SeccompDefault is a profile file for RuntimeDefault; "" for the built-in one.
+	SeccompDefault string
+	// Defaults from the configuration.
+	DefaultUlimits map[string][2]uint64 // "RLIMIT_NOFILE": {soft, hard}
+	PidsLimit      int64                // 0 for none
+	// ProcessLabel and MountLabel are SELinux labels, "" for none.
+	ProcessLabel, MountLabel string
+	// AppArmorProfile is RuntimeDefault's, "" for none. It is not applied to
+	// containers that are privileged or ask for another one or none.
+	AppArmorProfile string
+}
+
+// User is who a container's first process runs as.
+type User struct {
+	UID, GID int64
+	// AdditionalGroups always holds GID too, first.
+	AdditionalGroups []int64
+}
+
+// builder is one spec in the making. Its parts are called once each, in ContainerSpec's order.
+type builder struct {
+	ContainerInput
+	host *host
+	// sc is the request's security context, nil when it has none.
+	sc         *runtimeapi.LinuxContainerSecurityContext
+	privileged bool
+	spec       *specs.Spec
+	user       User
+}
+
+// ContainerSpec makes a container's OCI spec, and tells the user that it
+// resolved, for ContainerStatus.user. It reads the root filesystem, the host
+// paths of mounts and devices and seccomp profiles, and changes nothing.
+//
+// Errors are [*InvalidError] for what the request got wrong; they wrap
+// errors.ErrUnsupported for what the kernel, the OCI runtime or this engine
+// cannot do; all others are the machine's.
+func ContainerSpec(in ContainerInput) (*specs.Spec, User, error) {
+	h, err := thisHost()
+	if err != nil {
+		return nil, User{}, err
+	}
+	return containerSpec(in, h)
+}
+
+func containerSpec(in ContainerInput, h *host) (*specs.Spec, User, error) {
+	b := newBuilder(in, h)
+	for _, part := range []func() error{
+		b.checkPrivileged,
+		b.command,
+		b.environment,
+		b.resolveUser,
+		b.capabilities,
+		b.namespaces,
+		b.mounts,
+		b.devices,
+		b.resources,
+		b.oomScore,
+		b.ulimits,
+		b.paths,
+		b.labels,
+		b.seccomp, // after the capabilities, which its rules depend on
+		b.annotations,
+	} {
+		if err := part(); err != nil {
+			return nil, User{}, err
+		}
+	}
+	return b.spec, b.user, nil
+}
+
+func newBuilder(in ContainerInput, h *host) *builder {
+	sc := in.Config.GetLinux().GetSecurityContext()
+	return &builder{
+		ContainerInput: in,
+		host:           h,
+		sc:             sc,
+		privileged:     sc.GetPrivileged(),
+		spec: &specs.Spec{
+			Version: in.Handler.OCIVersion,
+			Root:    &specs.Root{Path: in.RootFS, Readonly: sc.GetReadonlyRootfs()},
+			Process: &specs.Process{
+				Terminal:        in.Config.GetTty(),
+				NoNewPrivileges: sc.GetNoNewPrivs(),
+			},
+			Linux: &specs.Linux{Resources: &specs.LinuxResources{}},
+		},
+	}
+}
+
+// checkPrivileged refuses a privileged container in a pod that is not: what
+// the pod may do was decided when it was made.
+func (b *builder) checkPrivileged() error {
+	if b.privileged && !b.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
+		return invalid(securityContext+"privileged", "", "the pod sandbox is not privileged")
+	}
+	return nil
+}
+
+// securityContext is where most fields are.
+const securityContext = "config.linux.security_context."
+
+// command merges as Kubernetes does: command replaces the image's entrypoint
+// and then its cmd is out of place; args replace its cmd.
+func (b *builder) command() error {
+	entrypoint, cmd := b.Image.Entrypoint, b.Image.Cmd
+	if len(b.Config.GetCommand()) > 0 {
+		entrypoint, cmd = b.Config.GetCommand(), nil
+	}
+	if len(b.Config.GetArgs()) > 0 {
+		cmd = b.Config.GetArgs()
+	}
+	args := append(append([]string{}, entrypoint...), cmd...)
+	if len(args) == 0 {
+		return invalid("config.command", "", "no command: the request has none, and neither has the image")
+	}
+	if args[0] == "" {
+		return invalid("config.command", "", "the first word is empty")
+	}
+	for _, a := range args {
+		if err := checkText("config.command", a); err != nil {
+			return err
+		}
+	}
+	b.spec.Process.Args = args
+	return b.workDir()
+}
+
+func (b *builder) workDir() error {
+	const field = "config.working_dir"
+	dir := b.Config.GetWorkingDir()
+	if dir != "" && !path.IsAbs(dir) {
+		return invalid(field, dir, "not an absolute path")
+	}
+	if dir == "" {
+		// An image's is relative to the root, should it be relative at all.
+		dir = path.Join("/", b.Image.WorkingDir)
+	}
+	b.spec.Process.Cwd = dir
+	return checkText(field, dir)
+}
+
+// namespaces are the pod's, but for the mounts, often the processes, and the
+// cgroups' where a container can have a view of its own (v2).
+func (b *builder) namespaces() error {
+	if b.Namespaces.User != "" {
+		return unsupported(securityContext+"namespace_options.userns_options", "user namespaces are not implemented")
+	}
+	b.spec.Linux.Namespaces = b.Namespaces.list(b.host.cgroupV2 && !b.privileged)
+	return nil
+}
+
+// list has an entry for each namespace that is not the host's.
+func (n Namespaces) list(privateCgroup bool) []specs.LinuxNamespace {
+	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if !n.HostPID {
+		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: n.PID})
+	}
+	for _, ns := range []specs.LinuxNamespace{
+		{Type: specs.NetworkNamespace, Path: n.Net},
+		{Type: specs.IPCNamespace, Path: n.IPC},
+		{Type: specs.UTSNamespace, Path: n.UTS},
+	} {
+		if ns.Path != "" {
+			list = append(list, ns)
+		}
+	}
+	if privateCgroup {
+		list = append(list, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	return list
+}
+
+// Annotations that other tools, and OCI runtimes with a sandbox of their own
+// (gVisor, Kata), read from a spec. The names are the field's.
+const (
+	annotationType         = "io.kubernetes.cri.container-type"
+	annotationSandbox      = "io.kubernetes.cri.sandbox-id"
+	annotationPodName      = "io.kubernetes.cri.sandbox-name"
+	annotationPodNamespace = "io.kubernetes.cri.sandbox-namespace"
+	annotationPodUID       = "io.kubernetes.cri.sandbox-uid"
+	annotationPodLogs      = "io.kubernetes.cri.sandbox-log-directory"
+	annotationName         = "io.kubernetes.cri.container-name"
+	annotationImage        = "io.kubernetes.cri.image-name"
+)
+
+func (b *builder) annotations() error {
+	b.spec.Annotations = specAnnotations(b.Handler, b.Pod.GetAnnotations(), b.Config.GetAnnotations(), podAnnotations(b.Pod, map[string]string{
+		annotationType:    "container",
+		annotationSandbox: b.PodID,
+		annotationName:    b.Config.GetMetadata().GetName(),
+		annotationImage:   b.ImageName,
+	}))
+	return nil
+}
+
+func podAnnotations(pod *runtimeapi.PodSandboxConfig, own map[string]string) map[string]string {
+	own[annotationPodName] = pod.GetMetadata().GetName()
+	own[annotationPodNamespace] = pod.GetMetadata().GetNamespace()
+	own[annotationPodUID] = pod.GetMetadata().GetUid()
+	return own
+}
+
+// specAnnotations adds to our own those that the handler's patterns let
+// through: an annotation can change what an OCI runtime does, so none passes
+// by itself. A container's come before its pod's, and ours before both.
+func specAnnotations(h *Handler, pod, container, own map[string]string) map[string]string {
+	all := map[string]string{}
+	for _, annotations := range []map[string]string{pod, container} {
+		for key, value := range annotations {
+			if h.allowsAnnotation(key) {
+				all[key] = value
+			}
+		}
+	}
+	for key, value := range own {
+		if value != "" {
+			all[key] = value
+		}
+	}
+	return all
+}
+
+func (h *Handler) allowsAnnotation(key string) bool {
+	if strings.HasPrefix(key, "io.kubernetes.cri.") {
+		return false
+	}
+	for _, pattern := range h.Annotations {
+		if ok, err := path.Match(pattern, key); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
