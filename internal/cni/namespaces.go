@@ -1,0 +1,274 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// NamespaceSpec says which namespaces to create and where to pin them. Empty path: not this one.
+type NamespaceSpec struct {
+	Net, IPC, UTS string // absolute paths of files that do not exist yet
+	Hostname      string // set in UTS, if any; at most 64 bytes
+	// Sysctls are written inside: "net.*" needs Net, "kernel.shm*", "kernel.msg*",
+	// "kernel.sem", "fs.mqueue.*" need IPC. Names as sysctl(8) takes them, with dots or slashes.
+	Sysctls map[string]string
+}
+
+// namespaceKind is one of the kinds that can be created and pinned.
+type namespaceKind struct {
+	name string // as in /proc/PID/ns
+	flag int
+	path func(NamespaceSpec) string
+}
+
+var namespaceKinds = []namespaceKind{
+	{"net", unix.CLONE_NEWNET, func(s NamespaceSpec) string { return s.Net }},
+	{"ipc", unix.CLONE_NEWIPC, func(s NamespaceSpec) string { return s.IPC }},
+	{"uts", unix.CLONE_NEWUTS, func(s NamespaceSpec) string { return s.UTS }},
+}
+
+// NewNamespaces creates the namespaces asked for and pins them: they live until
+// their paths are unpinned and no process is in them. lo is up, hostname and
+// sysctls are set. All or nothing: when it fails, nothing is left.
+func NewNamespaces(spec NamespaceSpec) error {
+	sysctls, err := spec.validate()
+	if err != nil {
+		return err
+	}
+	var pinned []string
+	err = onOwnThread(func() error {
+		if err := spec.unshare(); err != nil {
+			return err
+		}
+		if err := spec.setUp(sysctls); err != nil {
+			return err
+		}
+		for _, kind := range namespaceKinds {
+			path := kind.path(spec)
+			if path == "" {
+				continue
+			}
+			if err := pin("/proc/thread-self/ns/"+kind.name, path); err != nil {
+				return err
+			}
+			pinned = append(pinned, path)
+		}
+		return nil
+	})
+	if err == nil {
+		return nil
+	}
+	errs := []error{err}
+	for _, path := range pinned {
+		errs = append(errs, Unpin(path))
+	}
+	return errors.Join(errs...)
+}
+
+func (s NamespaceSpec) validate() ([]sysctl, error) {
+	if s.Net == "" && s.IPC == "" && s.UTS == "" {
+		return nil, fmt.Errorf("%w: no namespace asked for", ErrInvalid)
+	}
+	for _, path := range []string{s.Net, s.IPC, s.UTS} {
+		if path != "" && (!filepath.IsAbs(path) || filepath.Clean(path) != path) {
+			return nil, fmt.Errorf("%w: namespace path %q", ErrInvalid, path)
+		}
+	}
+	if s.Hostname != "" && s.UTS == "" {
+		return nil, fmt.Errorf("%w: a hostname needs a UTS namespace", ErrInvalid)
+	}
+	const hostNameMax = 64 // __NEW_UTS_LEN
+	if len(s.Hostname) > hostNameMax || strings.Contains(s.Hostname, "\x00") {
+		return nil, fmt.Errorf("%w: hostname %q is longer than %d bytes or has a null byte", ErrInvalid, truncate(s.Hostname, hostNameMax), hostNameMax)
+	}
+	return parseSysctls(s.Sysctls, s.Net != "", s.IPC != "")
+}
+
+func (s NamespaceSpec) unshare() error {
+	flags := 0
+	for _, kind := range namespaceKinds {
+		if kind.path(s) != "" {
+			flags |= kind.flag
+		}
+	}
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("create namespaces: %w", err)
+	}
+	return nil
+}
+
+// setUp runs on the thread that is in the new namespaces.
+func (s NamespaceSpec) setUp(sysctls []sysctl) error {
+	if s.Net != "" {
+		if err := linkUp("lo"); err != nil {
+			return fmt.Errorf("bring lo up: %w", err)
+		}
+	}
+	if s.Hostname != "" {
+		if err := unix.Sethostname([]byte(s.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", s.Hostname, err)
+		}
+	}
+	return writeSysctls(sysctls)
+}
+
+// SetSysctls writes sysctls in namespaces that are pinned already, such as those
+// of an interface that a CNI plugin made. Names are checked as in NamespaceSpec;
+// an empty path means that the pod has no such namespace of its own.
+func SetSysctls(netns, ipc string, values map[string]string) error {
+	sysctls, err := parseSysctls(values, netns != "", ipc != "")
+	if err != nil || len(sysctls) == 0 {
+		return err
+	}
+	return onOwnThread(func() error {
+		if netns != "" {
+			if err := join(netns, unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+		}
+		if ipc != "" {
+			if err := join(ipc, unix.CLONE_NEWIPC); err != nil {
+				return err
+			}
+		}
+		return writeSysctls(sysctls)
+	})
+}
+
+// InNetNS runs f in the network namespace pinned at path, on a thread of its own.
+// What f starts in other goroutines isn't in the namespace: dial single
+// addresses there, not names.
+func InNetNS(path string, f func() error) error {
+	return onOwnThread(func() error {
+		if err := join(path, unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return f()
+	})
+}
+
+func join(path string, kind int) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open namespace %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Setns(fd, kind); err != nil {
+		return fmt.Errorf("join namespace %s: %w", path, err)
+	}
+	return nil
+}
+
+// onOwnThread runs f on a thread that ends afterwards, so that no goroutine ever
+// finds itself in another namespace.
+//
+// The first thread of the process cannot end: the Go runtime parks it instead,
+// and it would hold on to the namespace for ever, as /proc/PID/ns for all to
+// see. When the goroutine lands there, it stays locked to it and lets another
+// one do the work, which then gets another thread.
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onOwnThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// pin makes a new file and binds the namespace to it.
+func pin(namespace, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o444)
+	if err != nil {
+		return fmt.Errorf("pin namespace: %w", err)
+	}
+	f.Close()
+	if err := unix.Mount(namespace, path, "", unix.MS_BIND, ""); err != nil {
+		return errors.Join(fmt.Errorf("pin namespace at %s: %w", path, err), unix.Unlink(path))
+	}
+	return nil
+}
+
+// Unpin lets go of the namespace at path and removes the file. It returns nil
+// when the path is gone, and takes a plain file that a reboot left of a pin.
+func Unpin(path string) error {
+	const maxStacked = 16 // mounts over each other, where something bound the directory again
+	for range maxStacked {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if errors.Is(err, unix.EINVAL) { // not a mount point
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unpin %s: %w", path, err)
+		}
+	}
+	if err := unix.Unlink(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unpin %s: %w", path, err)
+	}
+	return nil
+}
+
+// Pinned reports whether the path still is a namespace.
+func Pinned(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+}
+
+// linkUp and linkDel go by ioctl, netdevice(7): three system calls, no netlink dump.
+func linkUp(name string) error {
+	return withInterface(name, func(fd int, req *unix.Ifreq) error {
+		req.SetUint16(req.Uint16() | unix.IFF_UP)
+		return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
+	})
+}
+
+// linkDel removes a bridge. It must be down for that.
+func linkDel(bridge string) error {
+	err := withInterface(bridge, func(fd int, req *unix.Ifreq) error {
+		req.SetUint16(req.Uint16() &^ unix.IFF_UP)
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+			return err
+		}
+		return unix.IoctlIfreq(fd, unix.SIOCBRDELBR, req)
+	})
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove bridge %s: %w", bridge, err)
+	}
+	return nil
+}
+
+// withInterface calls f with the interface's flags.
+func withInterface(name string, f func(fd int, req *unix.Ifreq) error) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, req); err != nil {
+		return err
+	}
+	return f(fd, req)
+}
