@@ -38,25 +38,26 @@ func output(ctx context.Context, binary string, args ...string) ([]byte, error) 
 		err = fmt.Errorf("printed more than %d bytes", maxOutput)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w: %s", binary, strings.Join(args, " "), errors.Join(err, ctx.Err()), bytes.TrimSpace(stderr.Bytes()))
+		return nil, fmt.Errorf("%s %s: %w: %s", binary, strings.Join(args, " "), errors.Join(err, ctx.Err()), bytes.TrimSpace(stderr.kept.Bytes()))
 	}
-	return stdout.Bytes(), nil
+	return stdout.kept.Bytes(), nil
 }
 
-// bounded keeps the first bytes and drops the rest.
+// bounded keeps the first bytes and drops the rest. The buffer is a field, not
+// embedded: io.Copy would find its ReadFrom, which knows no bound.
 type bounded struct {
-	bytes.Buffer
+	kept bytes.Buffer
 	most int
 	over bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if room := b.most - b.Len(); len(p) > room {
+	if room := b.most - b.kept.Len(); len(p) > room {
 		b.over = true
-		b.Buffer.Write(p[:room])
+		b.kept.Write(p[:room])
 		return len(p), nil
 	}
-	return b.Buffer.Write(p)
+	return b.kept.Write(p)
 }
 
 // probed is what was found out about a binary.
