@@ -55,24 +55,3 @@ type ExecResult struct {
 	// Truncated: there was more output than MaxExecOutput.
 	Truncated bool
 }
-
-// The engine, as internal/server calls it. Full ids only, but for Find*.
-//
-//	(*Engine) RunPod(ctx, *PodSandboxConfig, handler string) (id string, err error)
-//	(*Engine) StopPod(ctx, id) error                    idempotent; ErrNotFound
-//	(*Engine) RemovePod(ctx, id) error                  idempotent: nil when unknown
-//	(*Engine) Pod(id) (*Pod, error)                     id or unambiguous prefix; memory only
-//	(*Engine) Pods() []*Pod                             newest first; those being made are not in it
-//	(*Engine) CreateContainer(ctx, podID, *ContainerConfig, *PodSandboxConfig) (id string, err error)
-//	(*Engine) StartContainer(ctx, id) error
-//	(*Engine) StopContainer(ctx, id, timeout time.Duration) error
-//	(*Engine) RemoveContainer(ctx, id) error
-//	(*Engine) Container(id) (*Container, error)         id or unambiguous prefix
-//	(*Engine) Containers() []*Container
-//	(*Engine) ContainersOf(podID) []*Container
-//	(*Engine) ReopenLog(ctx, id) error
-//	(*Engine) ExecSync(ctx, id, cmd []string, timeout time.Duration) (ExecResult, error)
-//	(*Engine) ImageInUse(imageID) bool
-//	(*Engine) Handlers() []*oci.Handler
-//	(*Engine) CgroupDriver() oci.CgroupDriver
-//	(*Engine) MonitorStatus(ctx) (monitor.Status, error)

@@ -1,0 +1,143 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/cri-engine/cri-engine/internal/cgroup"
+	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/steps"
+)
+
+// startErrorCode is the exit code of a container that could not be started.
+const startErrorCode = 128
+
+// containerStart starts a created container.
+type containerStart struct {
+	e *Engine
+	c *container
+}
+
+var _ = steps.Register("StartContainer", names((*containerStart)(nil).steps())...)
+
+func (r *containerStart) steps() []steps.Step {
+	return []steps.Step{
+		{Name: "record", Do: r.record},
+		{Name: "create", Do: r.create, Undo: r.delete},
+		{Name: "start", Do: r.start},
+		{Name: "running", Do: r.running},
+	}
+}
+
+// StartContainer starts a created container. It goes to its end even when the
+// caller gives up, and a repeated call finds the container running: nil. A start
+// that fails leaves the container exited, with a code and the reason "StartError".
+func (e *Engine) StartContainer(ctx context.Context, id string) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	return e.toEnd(ctx, e.forwardTimeout(), func(ctx context.Context) error {
+		if err := c.op.lock(ctx); err != nil {
+			return err
+		}
+		defer c.op.unlock()
+		switch phase := c.read().Phase; phase {
+		case phaseRunning:
+			return nil
+		case phaseCreated:
+		default:
+			return fmt.Errorf("start container %s: it is %s: %w", c.id, phase, ErrPrecondition)
+		}
+		if c.pod.read().Phase != phaseReady {
+			return fmt.Errorf("start container %s: pod sandbox %s is not ready: %w", c.id, c.pod.id, ErrPrecondition)
+		}
+		return e.startContainer(ctx, c)
+	})
+}
+
+func (e *Engine) startContainer(ctx context.Context, c *container) error {
+	err := steps.Run(ctx, "StartContainer", (&containerStart{e, c}).steps())
+	if err == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.early = nil
+	saveErr := e.setContainerLocked(c, func(r *containerRecord) {
+		r.Phase, r.ExitCode, r.Reason, r.Message = phaseExited, startErrorCode, "StartError", err.Error()
+		r.StartedAt, r.FinishedAt = time.Now(), time.Now()
+	})
+	if saveErr != nil {
+		klog.ErrorS(saveErr, "Container's failed start is known in memory only", "container", c.id)
+	}
+	e.records.flush(c.id)
+	close(c.exited)
+	return fmt.Errorf("start container %s: %w", c.id, err)
+}
+
+func (r *containerStart) record(context.Context) error {
+	return r.e.setContainer(r.c, func(rec *containerRecord) { rec.Phase = phaseStarting })
+}
+
+func (r *containerStart) create(ctx context.Context) error {
+	rec := r.c.read()
+	if rec.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(rec.LogPath), 0o755); err != nil {
+			return fmt.Errorf("log directory: %w", err)
+		}
+	}
+	info, err := r.e.createProcess(ctx, monitor.CreateRequest{
+		ID: r.c.id, Runtime: rec.Process.Runtime, Bundle: r.e.bundleDir(r.c.id), LogPath: rec.LogPath,
+		Terminal: r.c.cfg.GetTty(), Stdin: r.c.cfg.GetStdin(), StdinOnce: r.c.cfg.GetStdinOnce(),
+	})
+	if err != nil {
+		return err
+	}
+	// On disk before the process does anything: after a crash its cgroups are known.
+	dirs, err := cgroup.Of(info.Pid)
+	if err != nil {
+		klog.V(2).InfoS("Container's cgroups are not known", "container", r.c.id, "err", err)
+	}
+	err = r.e.setContainer(r.c, func(rec *containerRecord) {
+		rec.Process.Pid, rec.Process.StartTime, rec.Process.Cgroups = info.Pid, info.StartTime, dirs
+	})
+	if err != nil {
+		_ = r.delete(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+func (r *containerStart) delete(ctx context.Context) error {
+	return r.e.deleteProcess(ctx, r.c.id, r.c.read().Process)
+}
+
+func (r *containerStart) start(ctx context.Context) error { return r.e.o.Monitor.Start(ctx, r.c.id) }
+
+func (r *containerStart) running(context.Context) error {
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := r.e.setContainerLocked(c, func(rec *containerRecord) {
+		rec.Phase, rec.StartedAt = phaseRunning, time.Now()
+	})
+	if err != nil {
+		// It runs and the monitor has it: a record that lags behind is put right at the next start.
+		klog.ErrorS(err, "Container's start is known in memory only", "container", c.id)
+	}
+	klog.V(2).InfoS("Container is running", "container", c.id, "name", c.name, "pid", c.rec.Process.Pid)
+	if c.early != nil {
+		exit := *c.early
+		c.early = nil
+		if exit.At.Before(c.rec.StartedAt) {
+			c.rec.StartedAt = exit.At
+		}
+		r.e.exitLocked(c, exit)
+	}
+	return nil
+}

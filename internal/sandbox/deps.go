@@ -1,0 +1,48 @@
+package sandbox
+
+import (
+	"context"
+	"syscall"
+
+	"github.com/cri-engine/cri-engine/internal/cni"
+	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/storage"
+)
+
+// Images is what pods and containers need of the store.
+type Images interface {
+	// Image finds an image by any name it has; storage.ErrNotFound.
+	Image(ref string) (storage.Image, error)
+	// CreateRootFS makes and mounts a container's own root filesystem, or leaves nothing.
+	CreateRootFS(ctx context.Context, containerID, imageID string, o storage.RootFSOptions) (storage.RootFS, error)
+	// MountRootFS says where one is mounted, mounting it again after a reboot.
+	MountRootFS(ctx context.Context, containerID string) (storage.RootFS, error)
+	// RemoveRootFS unmounts and deletes it; nil when there is none.
+	RemoveRootFS(ctx context.Context, containerID string) error
+	// RootFSes lists the containers that have one.
+	RootFSes() []string
+}
+
+// Networks is what pods need of CNI.
+type Networks interface {
+	// Intent chooses the network and checks the request; what it returns is recorded before Add.
+	Intent(p cni.Pod) (cni.Pod, error)
+	// Add attaches the pod, or leaves nothing.
+	Add(ctx context.Context, p cni.Pod) (cni.Result, error)
+	// Del detaches it; nil when there is nothing left.
+	Del(ctx context.Context, p cni.Pod) error
+}
+
+// Monitor is the parent of all processes, as this package calls it.
+// *monitor.Client is one.
+type Monitor interface {
+	Create(ctx context.Context, r monitor.CreateRequest) (monitor.Info, error)
+	Start(ctx context.Context, id string) error
+	Exec(ctx context.Context, r monitor.ExecRequest) (*monitor.ExecSession, error)
+	Signal(ctx context.Context, id, execID string, sig syscall.Signal) error
+	ReopenLog(ctx context.Context, id string) error
+	Delete(ctx context.Context, r monitor.DeleteRequest) error
+	List(ctx context.Context) ([]monitor.Info, error)
+	Status(ctx context.Context) (monitor.Status, error)
+	Events() <-chan monitor.Event
+}

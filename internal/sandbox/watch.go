@@ -1,0 +1,109 @@
+package sandbox
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/cri-engine/cri-engine/internal/monitor"
+)
+
+// watchMonitor takes in what the monitor tells until the engine closes.
+func (e *Engine) watchMonitor(ctx context.Context) {
+	events := e.o.Monitor.Events()
+	for {
+		select {
+		case ev, open := <-events:
+			if !open {
+				return
+			}
+			e.onEvent(ctx, ev)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (e *Engine) onEvent(ctx context.Context, ev monitor.Event) {
+	switch ev.Type {
+	case monitor.EventExit:
+		if ev.Info.ExecID == "" && ev.Info.Exit != nil {
+			e.onProcessExit(ev.Info.ID, *ev.Info.Exit)
+		}
+	case monitor.EventReset:
+		klog.InfoS("The connection to the monitor was made anew; comparing what runs")
+		e.compare(ctx)
+	case monitor.EventOOM:
+		klog.V(1).InfoS("The kernel's OOM killer struck in a container", "container", ev.Info.ID)
+	}
+}
+
+func (e *Engine) onProcessExit(id string, exit monitor.Exit) {
+	e.mu.Lock()
+	c, p := e.containers[id], e.pods[id]
+	e.mu.Unlock()
+	switch {
+	case c != nil:
+		e.onExit(c, exit)
+	case p != nil:
+		e.markLost(p, "its sandbox process has ended")
+	}
+}
+
+// compare asks the monitor what runs, after events may have been missed, and
+// takes in the ends that were. It repeats until the monitor answers.
+func (e *Engine) compare(ctx context.Context) {
+	for wait := 10 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, time.Second) {
+		running := e.running() // before List, so that what starts meanwhile is not taken for lost
+		infos, err := e.o.Monitor.List(ctx)
+		if err == nil {
+			e.takeIn(running, infos)
+			return
+		}
+		klog.ErrorS(err, "The monitor does not answer")
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// running are the ids of all processes that should be in the monitor's custody.
+func (e *Engine) running() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var ids []string
+	for id, c := range e.containers {
+		if s := c.snap.Load(); s != nil && s.Pid != 0 {
+			ids = append(ids, id)
+		}
+	}
+	for id, p := range e.pods {
+		if s := p.snap.Load(); s != nil && s.Ready && s.InitPid != 0 {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (e *Engine) takeIn(running []string, infos []monitor.Info) {
+	known := map[string]monitor.Info{}
+	for _, i := range infos {
+		if i.ExecID == "" {
+			known[i.ID] = i
+		}
+	}
+	for _, id := range running {
+		info, ok := known[id]
+		switch {
+		case !ok:
+			e.onProcessExit(id, monitor.Exit{Code: lostCode, Lost: true, At: time.Now()})
+		case info.Exit != nil:
+			e.onProcessExit(id, *info.Exit)
+		}
+	}
+}
+
+// lostCode is the exit code of a container whose end nobody saw.
+const lostCode = 255
