@@ -335,7 +335,7 @@ func checkEngine(ctx context.Context, m *machine) finding {
 // kubeletFiles are where a kubelet's endpoint may be set, later ones win.
 var kubeletFiles = []string{"/var/lib/kubelet/config.yaml", "/etc/kubernetes/kubelet.conf.d/*.conf"}
 
-// kubeletDropIn is where conf/kubelet's file goes.
+// kubeletDropIn is where the file of conf/kubelet/kubelet.conf.d goes.
 const kubeletDropIn = "/etc/kubernetes/kubelet.conf.d/10-cri-engine.conf"
 
 func checkKubelet(_ context.Context, m *machine) finding {
@@ -343,7 +343,7 @@ func checkKubelet(_ context.Context, m *machine) finding {
 		return ok("none on this machine")
 	}
 	endpoint, from := m.kubeletEndpoint()
-	fix := "install -D conf/kubelet/10-cri-engine.conf " + kubeletDropIn + " && systemctl restart kubelet (with --config-dir " + filepath.Dir(kubeletDropIn) + ")"
+	fix := "install -D conf/kubelet/kubelet.conf.d/10-cri-engine.conf " + kubeletDropIn + " && systemctl restart kubelet (with --config-dir " + filepath.Dir(kubeletDropIn) + ")"
 	switch path, err := socketPath(endpoint); {
 	case endpoint == "":
 		return warn(fix, "no containerRuntimeEndpoint in its configuration")
