@@ -70,7 +70,7 @@ func checkPluginType(plugin string) error {
 // ExecPlugin runs the plugin and returns its stdout. A plugin that fails gives
 // the [types.Error] that it wrote, or one made of its stderr.
 func (*pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
-	var out limitedBuffer
+	var out *limitedBuffer
 	var err error
 	for range busyRetries {
 		out, err = runPlugin(ctx, path, stdin, env)
@@ -93,7 +93,7 @@ func (*pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, en
 	return nil, err
 }
 
-func runPlugin(ctx context.Context, path string, stdin []byte, env []string) (limitedBuffer, error) {
+func runPlugin(ctx context.Context, path string, stdin []byte, env []string) (*limitedBuffer, error) {
 	// The plugin gets SIGKILL when the thread that started it ends (PR_SET_PDEATHSIG is
 	// about the thread, not the process), so the thread is ours until the plugin is done.
 	// A daemon that was killed leaves no plugin behind that would race with the DEL of
@@ -121,18 +121,18 @@ func runPlugin(ctx context.Context, path string, stdin []byte, env []string) (li
 
 	err := cmd.Run()
 	if stdout.overflow {
-		return *stdout, errors.New("too much output")
+		return stdout, errors.New("too much output")
 	}
 	var exit *exec.ExitError
 	switch {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
 		// A plugin that ended well but left its output open in a daemon of its own has
 		// said all that counts.
-		return *stdout, nil
+		return stdout, nil
 	case errors.As(err, &exit):
-		return *stdout, pluginError(exit, stdout.Bytes(), stderr.Bytes())
+		return stdout, pluginError(exit, stdout.Bytes(), stderr.Bytes())
 	default:
-		return *stdout, err
+		return stdout, err
 	}
 }
 
@@ -182,24 +182,30 @@ func withSbin(path string) string {
 }
 
 // limitedBuffer keeps the first max bytes and tells once when there are more.
-// Writes never fail, so that the writer isn't blocked by a full pipe.
+// Writes never fail, so that the writer isn't blocked by a full pipe. The buffer
+// isn't embedded: io.Copy would find its ReadFrom and go around the limit.
 type limitedBuffer struct {
-	bytes.Buffer
+	kept       bytes.Buffer
 	max        int
 	overflow   bool
 	onOverflow func()
 }
 
+func (b *limitedBuffer) Bytes() []byte { return b.kept.Bytes() }
+
+func (b *limitedBuffer) String() string { return b.kept.String() }
+
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if room := b.max - b.Len(); len(p) > room {
+	keep := p
+	if room := b.max - b.kept.Len(); len(p) > room {
+		keep = p[:room]
 		if !b.overflow && b.onOverflow != nil {
 			b.onOverflow()
 		}
 		b.overflow = true
-		b.Buffer.Write(p[:room])
-		return len(p), nil
 	}
-	return b.Buffer.Write(p)
+	b.kept.Write(keep)
+	return len(p), nil
 }
 
 func truncate(s string, n int) string {

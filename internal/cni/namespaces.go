@@ -188,8 +188,8 @@ func onOwnThread(f func() error) error {
 
 // pin makes a new file and binds the namespace to it.
 func pin(namespace, path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+	if err := makePinDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("pin namespace: %w", err)
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o444)
 	if err != nil {
@@ -200,6 +200,48 @@ func pin(namespace, path string) error {
 		return errors.Join(fmt.Errorf("pin namespace at %s: %w", path, err), unix.Unlink(path))
 	}
 	return nil
+}
+
+// iproute2Dir is where ip-netns(8) looks for network namespaces.
+const iproute2Dir = "/run/netns"
+
+// makePinDir makes the directory, and iproute2's one a mount of its own as the
+// first "ip netns add" would do. If that came later, it would bind the directory
+// over itself with our pins in it: those underneath could not be unmounted any more,
+// and their files not be removed.
+func makePinDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if real, err := filepath.EvalSymlinks(dir); err != nil || real != iproute2Dir {
+		return err
+	}
+	fd, err := unix.Open(iproute2Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Flock(fd, unix.LOCK_EX); err != nil { // against one of us doing the same, and newer iproute2
+		return err
+	}
+	if mounted, err := isMountPoint(iproute2Dir); err != nil || mounted {
+		return err
+	}
+	if err := unix.Mount(iproute2Dir, iproute2Dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", iproute2Dir, "", unix.MS_SHARED|unix.MS_REC, "")
+}
+
+func isMountPoint(path string) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_INO, &st); err != nil {
+		return false, fmt.Errorf("statx %s: %w", path, err)
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return false, fmt.Errorf("statx %s: the kernel is older than Linux 5.8", path)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
 // Unpin lets go of the namespace at path and removes the file. It returns nil

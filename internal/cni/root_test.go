@@ -76,8 +76,10 @@ func sh(tb testing.TB, args ...string) string {
 // machine prepares the namespaces that onMachine made.
 func machine(tb testing.TB) {
 	tb.Helper()
-	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
-		tb.Fatal(err)
+	for _, fs := range []struct{ kind, dir string }{{"sysfs", "/sys"}, {"tmpfs", "/run"}} {
+		if err := unix.Mount(fs.kind, fs.dir, fs.kind, 0, ""); err != nil {
+			tb.Fatal(err)
+		}
 	}
 	if err := linkUp("lo"); err != nil {
 		tb.Fatal(err)
