@@ -29,6 +29,15 @@ completions() {
 	END
 }
 
+# What is put under SYSCONFDIR. The drop-in for systemd says that the monitor is a
+# unit: true for a package, and on a machine that systemd runs.
+confs() {
+	echo conf/config.toml "$etc/cri-engine/config.toml"
+	if [ -n "${DESTDIR:-}" ] || [ -d /run/systemd/system ]; then
+		echo conf/conf.d/10-systemd.toml "$etc/cri-engine/conf.d/10-systemd.toml"
+	fi
+}
+
 # put_conf FROM TO: an operator's file.
 put_conf() {
 	if [ -e "$2" ] && ! cmp -s "$1" "$2"; then
@@ -69,8 +78,9 @@ do_install() {
 	for f in $(docs) $(samples); do
 		install -D -m 0644 "$f" "$doc/$f"
 	done
-	put_conf conf/config.toml "$etc/cri-engine/config.toml"
-	install -d "$etc/cri-engine/conf.d"
+	confs | while read -r f path; do
+		put_conf "$f" "$path"
+	done
 }
 
 do_uninstall() {
@@ -85,7 +95,9 @@ do_uninstall() {
 		rm -f "$path"
 	done
 	rm -rf "$plugins" "$doc"
-	drop_conf conf/config.toml "$etc/cri-engine/config.toml"
+	confs | while read -r f path; do
+		drop_conf "$f" "$path"
+	done
 	for f in "$root/libexec/cri-engine" "$etc/cri-engine/conf.d" "$etc/cri-engine"; do
 		[ ! -d "$f" ] || rmdir --ignore-fail-on-non-empty "$f"
 	done

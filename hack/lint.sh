@@ -18,6 +18,16 @@ go vet -tags "$tags failpoints" ./internal/... || fail "go vet with the tag fail
 
 bin/golangci-lint run ./... || fail "golangci-lint found something"
 
+# What is imported is in docs/dependencies.md, with its reason and the version that go.mod has.
+imports=$(go list -tags "$tags e2e" -f '{{join .Imports "\n"}}
+{{join .TestImports "\n"}}
+{{join .XTestImports "\n"}}' ./... | grep -F . | sort -u)
+# shellcheck disable=SC2086 # one word each
+modules=$(go list -tags "$tags" -f '{{with .Module}}{{if not .Main}}{{.Path}} | {{.Version}}{{end}}{{end}}' $imports | grep . | sort -u)
+while read -r module; do
+	grep -qF "| $module |" docs/dependencies.md || fail "docs/dependencies.md lacks | $module |"
+done <<<"$modules"
+
 # Its database is on the network. Where that can't be reached, the check is skipped, and says so.
 report=$(bin/govulncheck -tags "$tags" ./... 2>&1)
 case $? in

@@ -9,7 +9,10 @@ suite=${SUITE:-bookworm}
 scratch=$(mktemp -d /var/tmp/cri-engine-image-XXXXXX)
 registry_pid=
 
-buildah() { command buildah --root "$scratch/storage" --runroot "$scratch/run" --storage-driver vfs "$@"; }
+# Images and containers in a storage of their own. STORAGE_DRIVER=vfs where overlay does not work.
+buildah="buildah --root $scratch/storage --runroot $scratch/run --storage-driver ${STORAGE_DRIVER:-overlay}"
+# shellcheck disable=SC2086 # words
+buildah() { command $buildah "$@"; }
 
 cleanup() {
 	[ -z "$registry_pid" ] || kill "$registry_pid"
@@ -58,7 +61,7 @@ push() {
 	[ -z "${2:-}" ] || buildah config --env "$2" "$container"
 	buildah commit --quiet "$container" "$1" >/dev/null
 	buildah rm "$container" >/dev/null
-	buildah push --quiet --tls-verify=false "$1" "docker://$registry/$1"
+	buildah push --quiet --disable-compression --tls-verify=false "$1" "docker://$registry/$1"
 	buildah rmi "$1" >/dev/null
 	rm -rf --one-file-system "${scratch:?}/$1"
 }
@@ -68,7 +71,7 @@ push() {
 build() {
 	make --no-print-directory -s image IMAGE_TAG="$1" BASE_IMAGE="$2" \
 		BUILD_IMAGE="$registry/build" NODE_IMAGE="$registry/node" GOPROXY=off GOFLAGS=-modcacherw=false \
-		BUILDAH="command buildah --root $scratch/storage --runroot $scratch/run --storage-driver vfs" \
+		BUILDAH="$buildah" \
 		BUILDAH_FLAGS="--no-cache --tls-verify=false --volume $(go env GOMODCACHE):/root/go/pkg/mod:ro" \
 		>"$scratch/build.log" 2>&1 || fail "build on $2: $(tail -n 30 "$scratch/build.log")"
 	buildah inspect --type image --format '{{.FromImageID}}' "$1"

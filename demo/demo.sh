@@ -1,0 +1,297 @@
+#!/usr/bin/env bash
+# The life of a pod, from the pull of its image to its removal, with the monitor
+# and the daemon killed in between. Run by "make demo", as root.
+#
+#   demo/demo.sh [IMAGE]   an image with a web server on port 80 (PORT=…) for the pod "web"
+#
+# Prints each command before it runs it. Ends with 0 only if all of it worked;
+# whatever happens, nothing of it is left.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+PATH=$PWD/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
+image=${1:-}
+port=${PORT:-80}
+bin=$PWD/bin
+daemon=
+
+# ---- what it prints
+
+if [ -t 1 ]; then bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' green='' red='' plain=''; fi
+
+step() { printf '\n%s# %s%s\n' "$green" "$*" "$plain"; }
+note() { printf '  %s\n' "$*"; }
+die() {
+	printf '%sdemo: %s%s\n' "$red" "$*" "$plain" >&2
+	exit 1
+}
+
+# show COMMAND…: prints it as one would type it.
+show() {
+	local word line=
+	for word; do
+		case $word in
+		'' | *[!A-Za-z0-9_./:=@%+,-]*) word="'${word//\'/\'\\\'\'}'" ;;
+		esac
+		line+=" $word"
+	done
+	printf '%s$%s%s\n' "$bold" "$line" "$plain"
+}
+
+run() {
+	show "$@"
+	"$@"
+}
+
+# ---- what it waits for and looks at
+
+# eventually SECONDS COMMAND…: until the command succeeds.
+eventually() {
+	local end=$((SECONDS + $1))
+	shift
+	until "$@"; do
+		[ $SECONDS -lt $end ] || return 1
+		sleep 0.05
+	done
+}
+
+alive() { [ -e "/proc/$1/stat" ] && ! grep -q '^State:.*[ZX]' "/proc/$1/status" 2>/dev/null; }
+dead() { ! alive "$1"; }
+
+# monitor_pids: the pids of this engine's monitor, each with its parent's.
+monitor_pids() {
+	local dir args parent
+	for dir in /proc/[0-9]*; do
+		args=$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null) || continue
+		case $args in
+		*cri-engine-monitor*"$scratch"*) ;;
+		*) continue ;;
+		esac
+		[ "$(readlink "$dir/exe" 2>/dev/null)" = "$bin/cri-engine-monitor" ] || continue
+		parent=$(awk '/^PPid:/ { print $2 }' "$dir/status" 2>/dev/null) || continue
+		echo "${dir#/proc/} $parent"
+	done
+}
+
+# keeper_and_pump: sets both. The pump is the one whose parent is the other.
+keeper_and_pump() {
+	local pids
+	pids=$(monitor_pids)
+	read -r keeper pump < <(awk '{ parent[$1] = $2 } END { for (p in parent) if (parent[p] in parent) print parent[p], p }' <<<"$pids") || true
+	[ -n "${keeper:-}" ] && [ -n "${pump:-}" ] && [ "$(wc -l <<<"$pids")" = 2 ]
+}
+
+# two_anew PID: both roles are filled, without PID.
+two_anew() { keeper_and_pump && [ "$keeper" != "$1" ] && [ "$pump" != "$1" ]; }
+
+answers() { cri-engine ps --timeout 2s >/dev/null 2>&1; }
+
+# field NAME OBJECT: the first field of this name in what inspect says.
+field() {
+	cri-engine inspect -o json "$2" | sed -n 's/^ *"'"$1"'": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1/p' | head -n 1
+}
+
+lines() { wc -l <"$log"; }
+
+# check_log: every number from 1 on is there once and in order. The counter wrote them.
+check_log() {
+	awk '$3 != "F" || $4 != NR { print "line " NR ": " $0; exit 1 }' "$log" ||
+		die "the log of the pod has a gap or a line twice: see above"
+	note "the log has the lines 1 to $(lines): none is missing, none is there twice"
+}
+
+# check_same: the containers are the processes they were.
+check_same() {
+	[ "$(field pid web)$(alive "$web_pid" || echo ' is gone')" = "$web_pid" ] || die "web is not process $web_pid any more"
+	[ "$(field pid counter)$(alive "$counter_pid" || echo ' is gone')" = "$counter_pid" ] ||
+		die "counter is not process $counter_pid any more"
+	note "both containers are the processes they were: $web_pid and $counter_pid"
+}
+
+# check_counting: the counter writes about 100 lines a second; a quarter of that
+# must get through on the busiest machine.
+check_counting() {
+	local before after
+	before=$(lines)
+	sleep 1
+	after=$(lines)
+	[ $((after - before)) -ge 25 ] || die "only $((after - before)) lines were logged in a second"
+	note "$((after - before)) lines were logged in the second after"
+}
+
+# ---- start and end
+
+start_daemon() {
+	show cri-engine serve --config "$scratch/config.toml" '&'
+	cri-engine serve --config "$scratch/config.toml" >>"$scratch/daemon.log" 2>&1 &
+	daemon=$!
+	eventually 30 answers_or_gone || true
+	alive $daemon || die "the daemon has ended"
+	answers || die "the daemon does not answer"
+}
+answers_or_gone() { dead $daemon || answers; }
+
+# end_monitor: its processes guard each other, so they are stopped before they are killed.
+end_monitor() {
+	local pids
+	for _ in 1 2 3 4 5; do
+		pids=$(monitor_pids | cut -d ' ' -f 1)
+		[ -n "$pids" ] || return 0
+		# shellcheck disable=SC2086 # one word each
+		{ kill -STOP $pids && kill -KILL $pids; } 2>/dev/null || true
+		sleep 0.1
+	done
+}
+
+# undo takes away what is left after a failure, in whatever state it is.
+undo() {
+	local id
+	if [ -n "$daemon" ] && alive "$daemon"; then
+		for id in $(cri-engine pods -q 2>/dev/null); do
+			cri-engine rmp -f "$id" >/dev/null 2>&1 || true
+		done
+		kill "$daemon" 2>/dev/null || true
+		eventually 10 dead "$daemon" || kill -9 "$daemon" 2>/dev/null || true
+	fi
+	end_monitor
+	awk -v dir="$scratch/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r | while read -r id; do
+		umount -l "$id" || true
+	done
+}
+
+finish() {
+	local code=$?
+	trap '' INT TERM
+	set +e
+	if [ $code != 0 ]; then
+		for file in "$scratch"/daemon.log "$scratch"/state/monitor/*.log; do
+			[ ! -s "$file" ] || { printf '\n--- %s\n' "$file"; tail -n 25 "$file"; } >&2
+		done
+	fi
+	undo
+	[ -z "${REGISTRY_PID:-}" ] || kill "$REGISTRY_PID" 2>/dev/null
+	wait 2>/dev/null
+	rm -rf --one-file-system "$scratch"
+	exit $code
+}
+
+# leftovers: what there still is of the pods, the containers and the engine.
+leftovers() {
+	local id
+	for id in "${ids[@]}"; do
+		grep -F "$id" /proc/self/mountinfo | sed 's/^/mount /'
+		find /sys/fs/cgroup -type d -name "*$id*" | sed 's/^/cgroup /'
+		find /run/netns -name "*$id*" 2>/dev/null | sed 's/^/network namespace /'
+	done
+	grep -F "$scratch/" /proc/self/mountinfo | sed 's/^/mount /'
+	for id in $web_pid $counter_pid; do dead "$id" || echo "process $id"; done
+	monitor_pids | sed 's/^/process /'
+	comm -13 <(echo "$interfaces") <(list_interfaces) | sed 's/^/interface /'
+	[ -z "$address" ] || nft list ruleset 2>/dev/null | grep -F "$address" | sed 's/^/firewall rule /'
+	find "$scratch/root/pods" "$scratch/root/containers" "$scratch/logs" -type f | sed 's/^/file /'
+	find "$scratch/state" -type s | grep -v /monitor/ | sed 's/^/socket /'
+}
+
+list_interfaces() { find /sys/class/net -mindepth 1 -maxdepth 1 -printf '%f\n' | sort; }
+
+[ "$(id -u)" = 0 ] || die "needs root"
+scratch=$(mktemp -d /var/tmp/cri-engine-demo-XXXXXX)
+trap finish EXIT
+trap 'exit 130' INT TERM
+export CRI_ENGINE_ENDPOINT=unix://$scratch/state/cri-engine.sock
+interfaces=$(list_interfaces)
+address='' web_pid='' counter_pid='' ids=()
+
+# ---- the demo
+
+step "A registry on loopback, with a small image"
+mkdir "$scratch/registry"
+coproc REGISTRY { exec go run ./demo/registry "$scratch/registry"; }
+read -r demo_image <&"${REGISTRY[0]}" || die "the registry does not start"
+note "$demo_image"
+
+step "The engine: defaults, in directories of its own, and a registry without TLS"
+cat >"$scratch/config.toml" <<END
+root = "$scratch/root"
+state = "$scratch/state"
+[image]
+registries_conf = "$scratch/registries.conf"
+END
+cat >"$scratch/registries.conf" <<END
+[[registry]]
+location = "${demo_image%%/*}"
+insecure = true
+END
+run cat "$scratch/config.toml"
+start_daemon
+
+step "An image"
+run cri-engine pull "$demo_image"
+[ -z "$image" ] || run cri-engine pull "$image"
+run cri-engine images
+
+step "Two pods: a web server, and one that counts and ends with code 7 when it is told to"
+run cri-engine run -d --name web --log-dir "$scratch/logs" "${image:-$demo_image}"
+# shellcheck disable=SC2016 # the shell in the container expands it
+run cri-engine run -d --name counter --log-dir "$scratch/logs" "$demo_image" \
+	sh -c 'trap "exit 7" TERM; i=0; while :; do i=$((i + 1)); echo $i; usleep 10000; done'
+run cri-engine pods
+run cri-engine ps
+run cri-engine exec counter ps
+run cri-engine logs --tail 3 counter
+run cri-engine stats
+
+web_pid=$(field pid web) counter_pid=$(field pid counter) log=$(field logPath counter)
+mapfile -t ids < <(cri-engine pods -q --no-trunc; cri-engine ps -q --no-trunc)
+address=$(field ip "$(cri-engine pods -q --name web)")
+[ -n "$address" ] || die "the pod has no address"
+
+step "A request to the web server at its pod's address"
+run curl -sS --fail --max-time 5 "http://$address:$port/" | head -n 5
+
+step "The monitor's pump is killed: the keeper starts another"
+eventually 5 keeper_and_pump || die "the monitor is not two processes: $(monitor_pids)"
+run kill -9 "$pump"
+eventually 5 two_anew "$pump" || die "no new pump"
+check_counting
+check_same
+check_log
+
+step "The monitor's keeper is killed: the pump takes its place"
+run kill -9 "$keeper"
+eventually 5 two_anew "$keeper" || die "no new keeper"
+check_counting
+check_same
+check_log
+
+step "The daemon is killed: pods run on, and are logged, without it"
+run kill -9 $daemon
+wait $daemon 2>/dev/null || true
+check_counting
+run curl -sS --fail --max-time 5 -o /dev/null -w 'the web server answers: %{http_code}\n' "http://$address:$port/"
+start_daemon
+run cri-engine ps
+check_same
+check_log
+
+step "Stop: the exit code is the one the container ended with"
+run cri-engine stop -t 2 counter web
+run cri-engine ps -a
+[ "$(field exitCode counter)" = 7 ] || die "the exit code of counter is $(field exitCode counter), not 7"
+check_log
+
+step "Remove"
+run cri-engine rmp -f counter web
+[ -z "$(cri-engine pods -q)$(cri-engine ps -a -q)" ] || die "pods or containers are still listed"
+run cri-engine rmi "$demo_image"
+[ -z "$image" ] || run cri-engine rmi "$image"
+run kill $daemon
+eventually 10 dead $daemon || die "the daemon does not end"
+wait $daemon || die "the daemon ended with code $?"
+end_monitor
+
+step "Nothing is left"
+left=$(leftovers)
+[ -z "$left" ] || die "left behind:"$'\n'"$left"
+note "no mount, namespace, process, cgroup, interface or firewall rule"
+printf '\n%sAll of it worked, in %d seconds.%s\n' "$green" $SECONDS "$plain"
