@@ -148,6 +148,9 @@ func (p *prober) probe(ctx context.Context, c HandlerConfig, trial bool) (*Handl
 		switch err := runTrial(ctx, h, p.stateDir); {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
+			// That says more about the moment than about the binary.
+			return nil, fmt.Errorf("a trial container with %s took too long: %w", binary, err)
 		case err != nil:
 			known.Trial = err.Error()
 		default:

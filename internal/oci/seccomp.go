@@ -18,7 +18,7 @@ const maxProfile = 1 << 20
 // profile (the proto's default for the older field, "identical with unconfined").
 func (b *builder) seccomp() error {
 	const field = securityContext + "seccomp"
-	profile, err := wantedProfile(field, b.sc.GetSeccomp(), b.sc.GetSeccompProfilePath(), runtimeapi.SecurityProfile_Unconfined) //nolint:staticcheck // SA1019: older kubelets set it
+	profile, err := wantedProfile(field, securityContext+"seccomp_profile_path", b.sc.GetSeccomp(), b.sc.GetSeccompProfilePath(), runtimeapi.SecurityProfile_Unconfined) //nolint:staticcheck // SA1019: older kubelets set it
 	if err != nil || b.privileged || profile.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
 		return err
 	}

@@ -43,7 +43,7 @@ func (b *builder) paths() error {
 func (b *builder) labels() error {
 	b.spec.Process.SelinuxLabel, b.spec.Linux.MountLabel = b.ProcessLabel, b.MountLabel
 	const field = securityContext + "apparmor"
-	profile, err := wantedProfile(field, b.sc.GetApparmor(), b.sc.GetApparmorProfile(), runtimeapi.SecurityProfile_RuntimeDefault) //nolint:staticcheck // SA1019: older kubelets set it
+	profile, err := wantedProfile(field, securityContext+"apparmor_profile", b.sc.GetApparmor(), b.sc.GetApparmorProfile(), runtimeapi.SecurityProfile_RuntimeDefault) //nolint:staticcheck // SA1019: older kubelets set it
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (b *builder) labels() error {
 
 // wantedProfile reads a profile from its field or, when that is not set, from
 // the older one with values like "localhost/NAME"; unset is what neither means.
-func wantedProfile(field string, p *runtimeapi.SecurityProfile, old string, unset runtimeapi.SecurityProfile_ProfileType) (*runtimeapi.SecurityProfile, error) {
+func wantedProfile(field, oldField string, p *runtimeapi.SecurityProfile, old string, unset runtimeapi.SecurityProfile_ProfileType) (*runtimeapi.SecurityProfile, error) {
 	if p == nil {
 		p = &runtimeapi.SecurityProfile{ProfileType: unset}
 		ref, localhost := strings.CutPrefix(old, "localhost/")
@@ -73,7 +73,7 @@ func wantedProfile(field string, p *runtimeapi.SecurityProfile, old string, unse
 		case old == "unconfined":
 			p.ProfileType = runtimeapi.SecurityProfile_Unconfined
 		case old != "":
-			return nil, invalid(field+"_profile", old, `not "runtime/default", "unconfined" or "localhost/…"`)
+			return nil, invalid(oldField, old, `not "runtime/default", "unconfined" or "localhost/…"`)
 		}
 	}
 	local := p.GetProfileType() == runtimeapi.SecurityProfile_Localhost

@@ -50,7 +50,7 @@ func TestSeccomp(t *testing.T) {
 		{name: "the older field: the default by its oldest name", old: "docker/default", want: specs.ActErrno},
 		{name: "the older field: unconfined", old: "unconfined"},
 		{name: "the older field: a file", old: "localhost/" + file, want: specs.ActAllow},
-		{name: "the older field: anything else", old: "magic", field: "seccomp_profile"},
+		{name: "the older field: anything else", old: "magic", field: "seccomp_profile_path"},
 		{name: "a file without a name", profile: profileOf(localhost, ""), field: "seccomp.localhost_ref"},
 		{name: "a name without a file's type", profile: profileOf(byDefault, file), field: "seccomp.localhost_ref"},
 		{name: "a relative name", profile: profileOf(localhost, "profile.json"), field: "seccomp.localhost_ref"},

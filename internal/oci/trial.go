@@ -18,12 +18,15 @@ import (
 	"github.com/cri-engine/cri-engine/internal/pause"
 )
 
+// trialTimeout is for a machine that is busy booting: a trial takes 0.1 s on one that is not.
+const trialTimeout = time.Minute
+
 // runTrial runs one container as the engine will: create with a pipe, start,
 // end, delete, with limits in a cgroup of its own. It is our pause program
 // with an argument, so what it prints proves that it ran. Nothing is left of
 // it, whether it worked or not.
 func runTrial(ctx context.Context, h *Handler, stateDir string) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, trialTimeout)
 	defer cancel()
 	if err := os.MkdirAll(stateDir, 0o711); err != nil {
 		return err
@@ -146,7 +149,7 @@ func waitEnd(pidfd *os.File) {
 
 // cleanUp removes what is left of the container. After a run that worked there is nothing.
 func (t *trial) cleanUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, trialTimeout)
 	defer cancel()
 	// Its error tells nothing: mostly there is no such container any more.
 	_ = t.call(ctx, nil, "delete", "--force", t.id)
