@@ -137,11 +137,14 @@ func plainErrors(timeout time.Duration) grpc.UnaryClientInterceptor {
 		if err == nil {
 			return nil
 		}
-		e := plainError(err)
-		if e.code == codes.DeadlineExceeded && limited.Err() != nil && ctx.Err() == nil {
-			e.message = fmt.Sprintf("no answer within %s (--timeout)", timeout)
+		// How the end of a context looks depends on which side saw it first.
+		switch {
+		case ctx.Err() != nil:
+			return &rpcError{status.FromContextError(ctx.Err()).Code(), ctx.Err().Error()}
+		case limited.Err() != nil:
+			return &rpcError{codes.DeadlineExceeded, fmt.Sprintf("no answer within %s (--timeout)", timeout)}
 		}
-		return e
+		return plainError(err)
 	}
 }
 

@@ -82,7 +82,7 @@ func (c *call) showLog(ctx context.Context, path string, o crilog.Options) error
 	}
 	malformed, err := crilog.Copy(ctx, path, o, c.out, c.errOut)
 	if malformed > 0 {
-		fmt.Fprintf(c.errOut, "%s: %d lines of %s are not in the CRI log format and were left out\n", program, malformed, clean(path))
+		fmt.Fprintf(c.errOut, "%s: lines of %s that are not in the CRI log format were left out: %d\n", program, clean(path), malformed)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("no log file at %s", path)
