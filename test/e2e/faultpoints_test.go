@@ -1,0 +1,206 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-engine/cri-engine/test/harness"
+)
+
+// trigger prepares what an operation needs while nothing is armed, and returns
+// the call that goes through its steps. The call may be made again: after the
+// daemon has died in it, it is.
+type trigger func(t *testing.T, e *Engine) (call func(context.Context) error)
+
+// triggers by operation. Every operation that registers steps must be here.
+var triggers = map[string]trigger{
+	"RunPodSandbox": func(t *testing.T, e *Engine) func(context.Context) error {
+		// With an init and a host port, so that no step has nothing to do.
+		config := e.podConfig(t, podPID, func(c *runtimeapi.PodSandboxConfig) {
+			c.PortMappings = []*runtimeapi.PortMapping{{HostPort: int32(freePort(t)), ContainerPort: 80}}
+		})
+		return func(ctx context.Context) error {
+			_, err := e.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+			return err
+		}
+	},
+	"StopPodSandbox": func(t *testing.T, e *Engine) func(context.Context) error {
+		p := e.faultPod(t)
+		p.run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.ID})
+			return err
+		}
+	},
+	"RemovePodSandbox": func(t *testing.T, e *Engine) func(context.Context) error {
+		p := e.faultPod(t)
+		p.run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.ID})
+			return err
+		}
+	},
+	"CreateContainer": func(t *testing.T, e *Engine) func(context.Context) error {
+		p := e.faultPod(t)
+		request := &runtimeapi.CreateContainerRequest{PodSandboxId: p.ID, Config: p.containerConfig(busyboxImage, sleeper), SandboxConfig: p.Config}
+		return func(ctx context.Context) error {
+			_, err := e.rt.CreateContainer(ctx, request)
+			return err
+		}
+	},
+	"StartContainer": func(t *testing.T, e *Engine) func(context.Context) error {
+		p := e.faultPod(t)
+		c := p.create(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ID})
+			// The daemon's death in the middle of a start may cost the container its
+			// start; then it must be EXITED, and a kubelet makes another.
+			if err != nil && ctx.Err() == nil && e.alive() {
+				if s := c.status(t); s.State == runtimeapi.ContainerState_CONTAINER_EXITED && s.Reason != "" {
+					again := p.create(t, busyboxImage, sleeper, func(cc *runtimeapi.ContainerConfig) { cc.Metadata.Attempt = 1 })
+					again.start(t)
+					return nil
+				}
+			}
+			return err
+		}
+	},
+	"StopContainer": func(t *testing.T, e *Engine) func(context.Context) error {
+		c := e.faultPod(t).run(t, busyboxImage, command("payload", "trap", "3"))
+		eventually(t, 10*time.Second, "the container traps signals", func() bool { return strings.Contains(c.stdout(t), "ready") })
+		return func(ctx context.Context) error {
+			_, err := e.rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.ID, Timeout: 1})
+			return err
+		}
+	},
+	"RemoveContainer": func(t *testing.T, e *Engine) func(context.Context) error {
+		c := e.faultPod(t).run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID})
+			return err
+		}
+	},
+	"ExecSync": func(t *testing.T, e *Engine) func(context.Context) error {
+		c := e.faultPod(t).run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"true"}, Timeout: 10})
+			return err
+		}
+	},
+	"ReopenContainerLog": func(t *testing.T, e *Engine) func(context.Context) error {
+		c := e.faultPod(t).run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: c.ID})
+			return err
+		}
+	},
+	"PullImage": func(t *testing.T, e *Engine) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := e.img.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: e.w.ref(dockerImage)}})
+			return err
+		}
+	},
+	"RemoveImage": func(t *testing.T, e *Engine) func(context.Context) error {
+		e.pull(t, dockerImage)
+		return func(ctx context.Context) error {
+			_, err := e.img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: e.w.ref(dockerImage)}})
+			return err
+		}
+	},
+}
+
+// faultPod is a pod with all that a pod can have.
+func (e *Engine) faultPod(t *testing.T) *Pod {
+	t.Helper()
+	return e.runPod(t, podPID, func(c *runtimeapi.PodSandboxConfig) {
+		c.PortMappings = []*runtimeapi.PortMapping{{HostPort: int32(freePort(t)), ContainerPort: 80}}
+	})
+}
+
+func TestTheDaemonDiesAtEveryStep(t *testing.T) {
+	buildFaults(t)
+	inWorld(t, func(t *testing.T, w *World) {
+		list, err := exec.Command(faultsBin, "failpoints").Output()
+		if err != nil {
+			t.Fatalf("list the fail points: %v", err)
+		}
+		points := strings.Fields(string(list))
+		if len(points) == 0 {
+			t.Fatal("there are no fail points")
+		}
+		e := w.engine(t, func(o *harness.EngineOptions) { o.Binary = faultsBin })
+		for _, point := range points {
+			op, _, _ := strings.Cut(point, "/")
+			t.Run(point, func(t *testing.T) {
+				prepare, ok := triggers[op]
+				if !ok {
+					t.Fatalf("nothing here triggers %s: add it to triggers", op)
+				}
+				dieAt(t, e, point, prepare)
+			})
+		}
+	})
+}
+
+// dieAt lets the daemon die at one point, and then wants what the design
+// promises: the next start leaves no half-made thing, the call works when it is
+// made again, and when all is removed nothing is left.
+func dieAt(t *testing.T, e *Engine, point string, prepare trigger) {
+	armed := filepath.Join(e.w.Dir, "armed")
+	e.Kill()
+	e.Env = []string{"CRI_ENGINE_FAILPOINT=" + point + "@" + armed}
+	e.restart(t)
+	request := prepare(t, e)
+	if err := os.WriteFile(armed, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err := request(within(t, time.Minute))
+	select {
+	case <-e.Done():
+	case <-time.After(5 * time.Second):
+		_ = os.Remove(armed)
+		t.Fatalf("the daemon lives: the call did not pass here (its result: %v)", err)
+	}
+	e.Env = nil
+	e.restart(t)
+
+	for _, p := range e.pods(t, nil) {
+		if _, err := e.rt.PodSandboxStatus(call(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.Id}); err != nil {
+			t.Errorf("a pod is listed and has no status: %v", err)
+		}
+	}
+	for _, c := range e.containers(t, nil) {
+		resp, err := e.rt.ContainerStatus(call(t), &runtimeapi.ContainerStatusRequest{ContainerId: c.Id})
+		if err != nil {
+			t.Errorf("a container is listed and has no status: %v", err)
+		} else if s := resp.Status; s.State == runtimeapi.ContainerState_CONTAINER_UNKNOWN || s.State != c.State {
+			t.Errorf("a container is listed as %v, its status is %v", c.State, s)
+		}
+	}
+	if err := request(within(t, time.Minute)); err != nil {
+		t.Errorf("the call made again: %v", err)
+	}
+	removeAll(t, e)
+	leaks(t, e.w, e, e.idle)
+}
+
+// removeAll removes every pod, and every image but that of most tests.
+func removeAll(t *testing.T, e *Engine) {
+	t.Helper()
+	for _, p := range e.pods(t, nil) {
+		(&Pod{e: e, ID: p.Id, Config: &runtimeapi.PodSandboxConfig{Metadata: p.Metadata}}).remove(t)
+	}
+	for _, c := range e.containers(t, nil) {
+		t.Errorf("a container without a pod: %v", c)
+	}
+	e.removeImage(t, e.w.ref(dockerImage))
+}
