@@ -123,7 +123,7 @@ func deviceAt(p string) (*specs.LinuxDevice, error) {
 	mode := os.FileMode(st.Mode & 0o777)
 	return &specs.LinuxDevice{
 		Type:  kind,
-		Major: int64(unix.Major(uint64(st.Rdev))), Minor: int64(unix.Minor(uint64(st.Rdev))),
+		Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
 		FileMode: &mode, UID: &st.Uid, GID: &st.Gid,
 	}, nil
 }

@@ -35,7 +35,7 @@ func (b *builder) mounts() error {
 		})
 	}
 	ours := slices.DeleteFunc(append(b.systemMounts(), b.podMounts()...), hidden)
-	b.spec.Mounts = append(ours, requested...)
+	b.spec.Mounts = slices.Concat(ours, requested)
 	slices.SortStableFunc(b.spec.Mounts, func(x, y specs.Mount) int {
 		return strings.Count(x.Destination, "/") - strings.Count(y.Destination, "/")
 	})
@@ -157,14 +157,14 @@ func resolveHostPath(field, p string) (string, error) {
 	if err := checkText(field, p); err != nil {
 		return "", err
 	}
-	real, err := filepath.EvalSymlinks(p)
+	resolved, err := filepath.EvalSymlinks(p)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", invalid(field, p, "does not exist on the host")
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s: resolve host path: %w", field, err)
 	}
-	return real, nil
+	return resolved, nil
 }
 
 // propagation returns the mount option, and lets the root filesystem's
