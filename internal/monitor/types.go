@@ -1,8 +1,6 @@
 package monitor
 
-import (
-	"time"
-)
+import "time"
 
 // Runtime says how to call an OCI runtime for one process.
 type Runtime struct {
@@ -12,6 +10,8 @@ type Runtime struct {
 	Root string `json:"root"`
 	// SystemdCgroup adds --systemd-cgroup.
 	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
+	// Timeout ends a call of the runtime that takes longer; 0 for two minutes.
+	Timeout time.Duration `json:"timeout,omitempty"`
 }
 
 // CreateRequest asks for a container's process, created but not started.
@@ -127,38 +127,6 @@ type Status struct {
 	// DroppedLogBytes counts output that could not be written to a log (disk full), since start.
 	DroppedLogBytes uint64 `json:"droppedLogBytes"`
 }
-
-// The client that the daemon uses. Every method may be called by many
-// goroutines, and returns ctx's error when ctx ends first. When the pump is
-// replaced during a call, calls that are safe to repeat are repeated on the new
-// one; Create, Start and Exec are not, and return an error for which
-// errors.Is(err, ErrReplaced) holds: nobody knows then whether the runtime did it,
-// and the caller cleans up with Delete.
-//
-//	Dial(ctx, Options) (*Client, error)         connects, starts the monitor when needed
-//	(*Client) Create(ctx, CreateRequest) (Info, error)
-//	                                            runtime create; custody of its stdio is acknowledged before it returns
-//	(*Client) Start(ctx, id) error              runtime start; when it fails the container's process is killed and its exit recorded
-//	(*Client) Exec(ctx, ExecRequest) (*ExecSession, error)
-//	(*Client) Signal(ctx, id, execID string, sig syscall.Signal) error
-//	                                            by pidfd; ErrNotFound when it is gone or unknown
-//	(*Client) Wait(ctx, id, execID string) (Exit, error)
-//	(*Client) ReopenLog(ctx, id) error          opens LogPath anew, creating it when it is gone
-//	(*Client) CloseStdin(ctx, id, execID string) error
-//	                                            drops every duplicate of stdin's write end: the process reads EOF
-//	(*Client) Delete(ctx, DeleteRequest) error  runtime delete (force kills first), removes what it left, forgets id
-//	                                            and its execs; nil when there is nothing left to delete
-//	(*Client) List(ctx) ([]Info, error)
-//	(*Client) Forget(ctx, id, execID string) error
-//	(*Client) Status(ctx) (Status, error)
-//	(*Client) Events() <-chan Event             one reader; never drops: an EventReset stands for what was missed
-//	(*Client) Close() error
-//
-//	(*ExecSession) Stdout, Stderr io.Reader     EOF when the process and all who inherited the stream closed it
-//	(*ExecSession) Stdin io.WriteCloser         nil when not asked for; Close is a real EOF
-//	(*ExecSession) Pid() int
-//	(*ExecSession) Wait(ctx) (Exit, error)      the process's own end, whether or not its streams are at EOF
-//	(*ExecSession) Close() error                forgets it: streams are drained to nowhere; the process is not killed
 
 // DeleteRequest removes a container from its OCI runtime.
 type DeleteRequest struct {
