@@ -338,3 +338,33 @@ func Processes(match func(Process) bool) []int {
 	}
 	return pids
 }
+
+// Remove removes the directories of an engine that is closed and whose pods are
+// gone. The storage library keeps its home mounted on itself; that goes too.
+func (e *Engine) Remove() error {
+	for _, dir := range []string{e.Root, e.State, e.Dir} {
+		if err := unmountBelow(dir); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func unmountBelow(dir string) error {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	for _, line := range slices.Backward(lines) {
+		if fields := strings.Fields(line); len(fields) > 4 && (fields[4] == dir || strings.HasPrefix(fields[4], dir+"/")) {
+			if err := syscall.Unmount(fields[4], syscall.MNT_DETACH); err != nil {
+				return fmt.Errorf("unmount %s: %w", fields[4], err)
+			}
+		}
+	}
+	return nil
+}
