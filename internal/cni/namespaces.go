@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-engine/cri-engine/internal/thread"
 )
 
 // NamespaceSpec says which namespaces to create and where to pin them. Empty path: not this one.
@@ -42,7 +43,7 @@ func NewNamespaces(spec NamespaceSpec) error {
 		return err
 	}
 	var pinned []string
-	err = onOwnThread(func() error {
+	err = thread.Run(func() error {
 		if err := spec.unshare(); err != nil {
 			return err
 		}
@@ -126,14 +127,14 @@ func SetSysctls(netns, ipc string, values map[string]string) error {
 	if err != nil || len(sysctls) == 0 {
 		return err
 	}
-	return onOwnThread(func() error {
+	return thread.Run(func() error {
 		if netns != "" {
-			if err := join(netns, unix.CLONE_NEWNET); err != nil {
+			if err := thread.Join(netns, unix.CLONE_NEWNET); err != nil {
 				return err
 			}
 		}
 		if ipc != "" {
-			if err := join(ipc, unix.CLONE_NEWIPC); err != nil {
+			if err := thread.Join(ipc, unix.CLONE_NEWIPC); err != nil {
 				return err
 			}
 		}
@@ -145,45 +146,12 @@ func SetSysctls(netns, ipc string, values map[string]string) error {
 // What f starts in other goroutines isn't in the namespace: dial single
 // addresses there, not names.
 func InNetNS(path string, f func() error) error {
-	return onOwnThread(func() error {
-		if err := join(path, unix.CLONE_NEWNET); err != nil {
+	return thread.Run(func() error {
+		if err := thread.Join(path, unix.CLONE_NEWNET); err != nil {
 			return err
 		}
 		return f()
 	})
-}
-
-func join(path string, kind int) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open namespace %s: %w", path, err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Setns(fd, kind); err != nil {
-		return fmt.Errorf("join namespace %s: %w", path, err)
-	}
-	return nil
-}
-
-// onOwnThread runs f on a thread that ends afterwards, so that no goroutine ever
-// finds itself in another namespace.
-//
-// The first thread of the process cannot end: the Go runtime parks it instead,
-// and it would hold on to the namespace for ever, as /proc/PID/ns for all to
-// see. When the goroutine lands there, it stays locked to it and lets another
-// one do the work, which then gets another thread.
-func onOwnThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			done <- onOwnThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
 
 // pin makes a new file and binds the namespace to it.

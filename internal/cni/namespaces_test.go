@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cri-engine/cri-engine/internal/thread"
 )
 
 func TestNamespaceRequestsThatCannotBe(t *testing.T) {
@@ -108,9 +110,9 @@ func TestNamespacesArePinnedAndSetUp(t *testing.T) {
 			t.Errorf("%s is not pinned", path)
 		}
 	}
-	err := onOwnThread(func() error {
+	err := thread.Run(func() error {
 		for path, kind := range map[string]int{spec.Net: unix.CLONE_NEWNET, spec.IPC: unix.CLONE_NEWIPC, spec.UTS: unix.CLONE_NEWUTS} {
-			if err := join(path, kind); err != nil {
+			if err := thread.Join(path, kind); err != nil {
 				return err
 			}
 		}
@@ -167,9 +169,7 @@ func TestNamespacesArePinnedAndSetUp(t *testing.T) {
 			t.Errorf("%s is left", path)
 		}
 	}
-	if after := ownNamespaces(t); after != before {
-		t.Errorf("a thread of ours is elsewhere: before %s, after %s", before, after)
-	}
+	waitFor(t, func() bool { return ownNamespaces(t) == before }) // the thread ends after the call returned
 }
 
 func TestUnpinTakesWhatAReboootLeft(t *testing.T) {
