@@ -22,8 +22,6 @@ const (
 	pauseUser = 65535
 	// pauseOOMScore: without its init a pod is lost, and there is next to nothing to be had by killing it.
 	pauseOOMScore = -998
-	// pauseShares is the least CPU weight there is.
-	pauseShares = 2
 )
 
 // PauseSpec makes the spec of a sandbox's init: our pause program in a new PID
@@ -41,7 +39,6 @@ func pauseSpec(in PauseInput, h *host) (*specs.Spec, error) {
 	if err := CheckCgroupParent(in.CgroupDriver, in.CgroupParent); err != nil {
 		return nil, err
 	}
-	shares := uint64(pauseShares)
 	spec := &specs.Spec{
 		Version: in.Handler.OCIVersion,
 		Root:    &specs.Root{Path: in.RootFS, Readonly: true},
@@ -57,9 +54,11 @@ func pauseSpec(in PauseInput, h *host) (*specs.Spec, error) {
 		Linux: &specs.Linux{
 			Namespaces:  Namespaces{Net: in.Namespaces.Net, IPC: in.Namespaces.IPC, UTS: in.Namespaces.UTS}.list(h.cgroupV2),
 			CgroupsPath: CgroupsPath(in.CgroupDriver, in.CgroupParent, in.ID),
+			// No limits, and the usual CPU weight: the program needs next to nothing, but the OCI
+			// runtime's own part of the start happens in this cgroup, and with the least weight it
+			// takes half a minute on a busy machine.
 			Resources: &specs.LinuxResources{
 				Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
-				CPU:     &specs.LinuxCPU{Shares: &shares},
 			},
 			MaskedPaths: DefaultMaskedPaths, ReadonlyPaths: DefaultReadonlyPaths,
 			MountLabel: in.MountLabel,

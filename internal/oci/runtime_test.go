@@ -360,7 +360,11 @@ func TestRealPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	init := n.start(id, spec)
-	stat := readFile(fmt.Sprintf("/proc/%d/status", init))
+	// start is done a moment before the runtime's last step, the exec.
+	var stat string
+	for end := time.Now().Add(20 * time.Second); status(stat, "Name") != "pause" && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		stat = readFile(fmt.Sprintf("/proc/%d/status", init))
+	}
 	for key, want := range map[string]string{
 		"Name": "pause", "Uid": "65535 65535 65535 65535", "CapBnd": mask(nil), "NoNewPrivs": "1", "Seccomp": "2",
 	} {
