@@ -316,6 +316,36 @@ func TestRealContainers(t *testing.T) {
 			t.Error("the writable mount was not written to")
 		}
 	})
+	t.Run("a recursively read-only mount has no writable mount below, a read-only one has", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.Mkdir(dir+"/below", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		below := sharedMount(t)
+		if err := syscall.Mount(below, dir+"/below", "", syscall.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = syscall.Unmount(dir+"/below", syscall.MNT_DETACH) }()
+		for _, recursive := range []bool{false, true} {
+			if recursive && !n.handler.RecursiveReadOnlyMounts {
+				continue
+			}
+			in := n.input("touch /mnt/below/x 2>/dev/null && echo written || echo refused")
+			in.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/mnt", HostPath: dir, Readonly: true, RecursiveReadOnly: recursive}}
+			if out, want := n.run(in), map[bool]string{false: "written\n", true: "refused\n"}[recursive]; out != want {
+				t.Errorf("recursive %v: %q, want %q", recursive, out, want)
+			}
+		}
+	})
+	t.Run("a seccomp profile of the node forbids what it says", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "profile.json")
+		write(t, file, `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`)
+		in := n.input("mkdir /tmp-dir 2>/dev/null && echo made || echo refused")
+		in.Config.Linux.SecurityContext.Seccomp = profileOf(localhost, file)
+		if out := n.run(in); out != "refused\n" {
+			t.Errorf("printed %q", out)
+		}
+	})
 	t.Run("limits are in the cgroup", func(t *testing.T) {
 		in := n.input("exec sleep 60")
 		r := in.Config.Linux.Resources
