@@ -59,10 +59,11 @@ type Runtime struct {
 
 // Handler is [runtime.handlers.NAME].
 type Handler struct {
-	// Path is a binary's name or absolute path; "" looks up Type.
+	// Path is a binary's name or absolute path; "" looks up Type, or else the
+	// handler's own name.
 	Path string `toml:"path"`
 	// Type is "runc" or "crun": which command line it speaks; "" guesses from
-	// the binary's name.
+	// the binary's name. "auto" is crun where it works, else runc.
 	Type string `toml:"type"`
 	// Root is the OCI runtime's own state directory; "" for one beneath State.
 	Root string `toml:"root"`

@@ -279,7 +279,7 @@ func TestValidate(t *testing.T) {
 		{"a handler with a bad name", func(c *Config) { c.Runtime.Handlers["../x"] = Handler{Type: "runc"} }, "runtime.handlers.../x: "},
 		{"a handler of unknown type", func(c *Config) { c.Runtime.Handlers["x"] = Handler{Type: "docker"} }, "runtime.handlers.x.type: "},
 		{"a handler with a relative path", func(c *Config) { c.Runtime.Handlers["x"] = Handler{Path: "bin/x"} }, "runtime.handlers.x.path: "},
-		{"a handler with neither path nor type", func(c *Config) { c.Runtime.Handlers["x"] = Handler{} }, "runtime.handlers.x.path: "},
+		{"a handler of type auto with a path", func(c *Config) { c.Runtime.Handlers["x"] = Handler{Path: "/x", Type: "auto"} }, "runtime.handlers.x.path: "},
 		{"a handler with a bad pattern", func(c *Config) { c.Runtime.Handlers["x"] = Handler{Type: "runc", Annotations: []string{"["}} }, "runtime.handlers.x.annotations: "},
 		{"a relative monitor", func(c *Config) { c.Monitor.Path = "monitor" }, "monitor.path: "},
 		{"a driver", func(c *Config) { c.Image.Driver = "aufs" }, "image.driver: "},

@@ -96,10 +96,10 @@ func (h Handler) validate(p *problems, name string) {
 	if strings.Contains(h.Path, "/") {
 		p.path(key+".path", h.Path, false)
 	}
-	if h.Path == "" && h.Type == "" {
-		p.add(key+".path", "is empty, and so is type: one of them must say which binary")
+	if h.Path != "" && h.Type == autoHandler {
+		p.add(key+".path", "is set, and type %q finds the binary by itself", autoHandler)
 	}
-	p.oneOf(key+".type", h.Type, "", "runc", "crun")
+	p.oneOf(key+".type", h.Type, "", autoHandler, "runc", "crun")
 	p.path(key+".root", h.Root, true)
 	p.patterns(key+".annotations", h.Annotations)
 }

@@ -1,0 +1,172 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"github.com/cri-engine/cri-engine/conf"
+	"github.com/cri-engine/cri-engine/internal/cni"
+	"github.com/cri-engine/cri-engine/internal/config"
+	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/oci"
+	"github.com/cri-engine/cri-engine/internal/sandbox"
+	"github.com/cri-engine/cri-engine/internal/storage"
+)
+
+// parts are what the engine is put together from.
+type parts struct {
+	store    *storage.Store
+	networks *cni.Networks
+	monitor  *monitor.Client
+	handlers []*oci.Handler
+	driver   oci.CgroupDriver
+}
+
+// open opens all parts side by side, or none.
+func open(ctx context.Context, o Options) (_ *parts, err error) {
+	p := &parts{}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	p.driver, err = oci.DetectCgroupDriver(o.Config.Runtime.CgroupDriver)
+	if err != nil {
+		return nil, err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { p.store, err = openStore(ctx, o); return err })
+	g.Go(func() (err error) { p.networks, err = openNetworks(o.Config); return err })
+	g.Go(func() (err error) { p.monitor, err = dialMonitor(ctx, o.Config); return err })
+	g.Go(func() (err error) { p.handlers, err = findHandlers(ctx, o.Config, p.driver); return err })
+	return p, g.Wait()
+}
+
+// close closes the parts that were opened. Containers run on.
+func (p *parts) close() {
+	var errs []error
+	if p.networks != nil {
+		errs = append(errs, p.networks.Close())
+	}
+	if p.monitor != nil {
+		errs = append(errs, p.monitor.Close())
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		klog.ErrorS(err, "A part of the engine did not close well")
+	}
+}
+
+func openStore(ctx context.Context, o Options) (*storage.Store, error) {
+	c := o.Config.Image
+	s, err := storage.Open(ctx, storage.Options{
+		Root:    filepath.Join(o.Config.Root, "storage"),
+		RunRoot: filepath.Join(o.Config.State, "storage"),
+		Driver:  c.Driver, DriverOptions: c.DriverOptions,
+		RegistriesConf: c.RegistriesConf, RegistriesConfDir: c.RegistriesConfDir,
+		PolicyPath: c.Policy, AuthFile: c.AuthFile, CertsDir: c.CertsDir,
+		Pinned: c.Pinned, MaxParallelLayers: c.MaxParallelLayers,
+		ProgressTimeout: time.Duration(c.ProgressTimeout),
+		UserAgent:       "cri-engine/" + o.Version,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	return s, nil
+}
+
+func openNetworks(c config.Config) (*cni.Networks, error) {
+	o := cni.Options{
+		ConfDir: c.Network.ConfDir, BinDirs: c.Network.PluginDirs(),
+		CacheDir: filepath.Join(c.Root, "cni", "cache"), Timeout: time.Duration(c.Network.Timeout),
+	}
+	if c.Network.DefaultNetwork {
+		o.Default = conf.DefaultConflist
+	}
+	n, err := cni.New(o)
+	if err != nil {
+		return nil, fmt.Errorf("networks: %w", err)
+	}
+	return n, nil
+}
+
+// monitorBinary is the monitor's name beside our own binary, and in PATH.
+const monitorBinary = "cri-engine-monitor"
+
+func dialMonitor(ctx context.Context, c config.Config) (*monitor.Client, error) {
+	o := monitor.Options{StateDir: c.State, LogFile: filepath.Join(c.State, "monitor.log")}
+	if c.Monitor.Start {
+		var err error
+		if o.Binary, err = findMonitor(c.Monitor.Path); err != nil {
+			return nil, fmt.Errorf("monitor: %w", err)
+		}
+	}
+	m, err := monitor.Dial(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("monitor: %w", err)
+	}
+	return m, nil
+}
+
+// findMonitor returns the configured path, or the monitor beside this program, or that in PATH.
+func findMonitor(path string) (string, error) {
+	if path != "" {
+		return path, nil
+	}
+	if exe, err := os.Executable(); err == nil {
+		if found, err := exec.LookPath(filepath.Join(filepath.Dir(exe), monitorBinary)); err == nil {
+			return found, nil
+		}
+	}
+	return exec.LookPath(monitorBinary)
+}
+
+// findHandlers returns the OCI runtimes that work. The default one must; a
+// node can do without another, whose pods are refused by name.
+func findHandlers(ctx context.Context, c config.Config, driver oci.CgroupDriver) ([]*oci.Handler, error) {
+	handlers, err := oci.FindHandlers(ctx, handlerConfigs(c.Runtime, driver), c.State)
+	name := c.Runtime.DefaultHandler
+	if !slices.ContainsFunc(handlers, func(h *oci.Handler) bool { return h.Name == name }) {
+		return nil, fmt.Errorf("OCI runtime of the default handler %s: %w", name, err)
+	}
+	if err != nil {
+		klog.ErrorS(err, "Some runtime handlers do not work")
+	}
+	return handlers, nil
+}
+
+// autoHandler is the one that is not configured.
+const autoHandler = "auto"
+
+// handlerConfigs are the built-in handler and those of the file, by name.
+func handlerConfigs(r config.Runtime, driver oci.CgroupDriver) []oci.HandlerConfig {
+	list := []oci.HandlerConfig{{Name: autoHandler, CgroupDriver: driver}}
+	for _, name := range slices.Sorted(maps.Keys(r.Handlers)) {
+		h := r.Handlers[name]
+		list = append(list, oci.HandlerConfig{
+			Name: name, Path: h.Path, Type: h.Type, Root: h.Root, Annotations: h.Annotations,
+			Sandbox: h.Sandbox, PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices, CgroupDriver: driver,
+		})
+	}
+	return list
+}
+
+func newEngine(ctx context.Context, c config.Config, p *parts) (*sandbox.Engine, error) {
+	return sandbox.New(ctx, sandbox.Options{
+		Root: c.Root, State: c.State, Config: c,
+		Images: p.store, Networks: p.networks, Monitor: p.monitor,
+		Handlers: p.handlers, CgroupDriver: p.driver,
+	})
+}
