@@ -108,9 +108,11 @@ func (p *pull) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if p.source, err = ref.NewImageSource(ctx, &p.sys); err != nil {
-		return err
+	source, err := ref.NewImageSource(ctx, &p.sys)
+	if err != nil {
+		return err // and a source that is not nil, of a nil pointer
 	}
+	p.source = source
 	// This checks the digest, where the name has one.
 	raw, mime, err := image.UnparsedInstance(p.source, nil).Manifest(ctx)
 	if err != nil {

@@ -108,7 +108,7 @@ func checkNoMounts(t testing.TB, dir string) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(raw)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
 			t.Errorf("still mounted: %s", fields[4])
 			_ = unix.Unmount(fields[4], unix.MNT_DETACH)
 		}
