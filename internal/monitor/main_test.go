@@ -267,3 +267,11 @@ func checkNumbers(t testing.TB, lines []string, count int) {
 		t.Fatalf("%d lines, want %d", len(lines), count)
 	}
 }
+
+func writeJSON(path string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}

@@ -135,8 +135,10 @@ func (p *proc) watch() error {
 	slot := int32(p.record().Slot)
 	// Again, after out was set: the watcher that loads it sees out as it is now.
 	p.pump.slots[slot].Store(p)
+	p.turn.Lock()
+	defer p.turn.Unlock()
 	for i, kind := range []int32{watchStdout, watchStderr} {
-		if s := p.out[i]; s != nil {
+		if s := p.out[i]; s != nil && s.fd >= 0 {
 			events := uint32(unix.EPOLLIN)
 			if s.pty {
 				events |= unix.EPOLLOUT // its master is stdin too
