@@ -322,8 +322,8 @@ func readInt(path string) (int, error) {
 }
 
 // inUse reports whether pods are attached to the bridge.
-func (d *defaultNetwork) inUse(sys string) bool {
-	ports, _ := os.ReadDir(filepath.Join(sys, "class/net", d.bridge, "brif"))
+func (d *defaultNetwork) inUse() bool {
+	ports, _ := os.ReadDir(filepath.Join("/sys/class/net", d.bridge, "brif"))
 	return len(ports) > 0
 }
 

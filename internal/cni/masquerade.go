@@ -21,7 +21,7 @@ const masqueradeTable = "cri_engine_masquerade"
 
 // masqueradeFresh is how long the rule is taken to be there since it was last
 // written. Firewalls that are reloaded flush what they don't know.
-const masqueradeFresh = 10 * time.Second
+const masqueradeFresh = 30 * time.Second
 
 // masquerade keeps the rule that lets the default network's pods talk to other
 // machines under the host's address. It is written again whenever it may have
@@ -142,14 +142,14 @@ func (d *defaultNetwork) tearDown(ctx context.Context) error {
 		return err
 	}
 	defer dir.Close()
-	if d.inUse("/sys") || len(d.allocated()) > 0 {
+	if d.inUse() || len(d.allocated()) > 0 {
 		return nil
 	}
-	return errors.Join(deleteBridge(ctx, d.bridge), d.deleteRule(ctx), d.deleteFiles())
+	return errors.Join(deleteBridge(d.bridge), d.deleteRule(ctx), d.deleteFiles())
 }
 
 // deleteBridge leaves alone what isn't a bridge, or does not exist.
-func deleteBridge(ctx context.Context, name string) error {
+func deleteBridge(name string) error {
 	if _, err := os.Stat(filepath.Join("/sys/class/net", name, "bridge")); err != nil {
 		return nil
 	}

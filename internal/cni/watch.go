@@ -83,7 +83,8 @@ func (w *watcher) run(ctx context.Context) {
 			return
 		case <-events:
 			settled.Reset(debounce)
-		case <-faults: // the queue overflowed: look for ourselves
+		case err := <-faults: // the queue overflowed: look for ourselves
+			klog.V(2).InfoS("File notifications were lost", "dir", w.n.opts.ConfDir, "err", err)
 			settled.Reset(debounce)
 		case <-settled.C:
 			w.arm()
@@ -112,7 +113,7 @@ func (w *watcher) poll(ctx context.Context) {
 	} else {
 		w.probe(ctx)
 	}
-	if s.builtin != nil && s.builtin.inUse("/sys") {
+	if s.builtin != nil && s.builtin.inUse() {
 		ctx, cancel := context.WithTimeout(ctx, factsTimeout)
 		defer cancel()
 		if err := w.n.masq.ensure(ctx, s.builtin.subnets); err != nil {

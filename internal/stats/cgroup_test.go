@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"crypto/sha256"
 	"errors"
 	"os"
 	"os/exec"
@@ -154,13 +155,19 @@ func TestWhatIsGone(t *testing.T) {
 	}
 }
 
+// burn uses CPU for a while.
+func burn(d time.Duration) {
+	for start := time.Now(); time.Since(start) < d; {
+		_ = sha256.Sum256(make([]byte, 4096))
+	}
+}
+
 func TestOwnCgroup(t *testing.T) {
 	paths, err := PathsOf(os.Getpid())
 	if err != nil {
 		t.Skip("this process's cgroup is not to be seen here: ", err)
 	}
-	for until := time.Now().Add(20 * time.Millisecond); time.Now().Before(until); {
-	}
+	burn(20 * time.Millisecond)
 	got, err := paths.Read()
 	if err != nil {
 		t.Fatal(err)
@@ -215,8 +222,7 @@ func TestSamplerReadsAProcess(t *testing.T) {
 	if _, err := s.Read("me", os.Getpid()); err != nil {
 		t.Fatal(err)
 	}
-	for until := time.Now().Add(50 * time.Millisecond); time.Now().Before(until); {
-	}
+	burn(50 * time.Millisecond)
 	got, err := s.Read("me", os.Getpid())
 	if err != nil || got.CPU.NanoCores == 0 {
 		t.Errorf("got %+v, %v", got, err)

@@ -90,11 +90,9 @@ func TestLinkOf(t *testing.T) {
 		return append(a, make([]byte, (4-len(a)%4)%4)...)
 	}
 	message := func(flags uint32, attrs ...[]byte) *syscall.NetlinkMessage {
-		data := make([]byte, unix.SizeofIfInfomsg)
-		binary.NativeEndian.PutUint32(data[8:], flags)
-		for _, a := range attrs {
-			data = append(data, a...)
-		}
+		header := make([]byte, unix.SizeofIfInfomsg)
+		binary.NativeEndian.PutUint32(header[8:], flags)
+		data := slices.Concat(append([][]byte{header}, attrs...)...)
 		return &syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: unix.RTM_NEWLINK}, Data: data}
 	}
 	counters := make([]byte, 24*8)

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// ErrGone: the process, cgroup or namespace is not there any more. It may end
-// at any moment of a reading.
+// ErrGone says that the process, cgroup or namespace is not there any more. It
+// may end at any moment of a reading.
 var ErrGone = errors.New("gone")
 
 // Cgroup is one reading.
