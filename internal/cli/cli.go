@@ -80,12 +80,12 @@ func (o *options) addEndpoint(cmd *cobra.Command, timeout time.Duration) {
 // addEndpointOnly is for a command whose time limit means something else.
 func (o *options) addEndpointOnly(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&o.endpoint, "endpoint", endpointFromEnv(),
-		"socket of the runtime: unix:///PATH or /PATH (environment: CRI_ENGINE_ENDPOINT, CONTAINER_RUNTIME_ENDPOINT)")
+		"`SOCKET` of the runtime: unix:///PATH or /PATH (environment: CRI_ENGINE_ENDPOINT, CONTAINER_RUNTIME_ENDPOINT)")
 }
 
 // addOutput adds -o, and -q where quiet says what it shows.
 func (o *options) addOutput(cmd *cobra.Command, quiet string) {
-	cmd.Flags().StringVarP(&o.output, "output", "o", outputTable, "output format: table, json or yaml")
+	cmd.Flags().StringVarP(&o.output, "output", "o", outputTable, "output `FORMAT`: table, json or yaml")
 	mustComplete(cmd, "output", outputTable, outputJSON, outputYAML)
 	if quiet != "" {
 		cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, quiet)

@@ -278,9 +278,9 @@ func TestStats(t *testing.T) {
 	f := populated(t)
 	usage := func(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
 	f.stats = []*runtimeapi.ContainerStats{{
-		Attributes: &runtimeapi.ContainerAttributes{Id: idA, Metadata: &runtimeapi.ContainerMetadata{Name: "app"}},
-		Cpu:        &runtimeapi.CpuUsage{Timestamp: 5, UsageCoreNanoSeconds: usage(9), UsageNanoCores: usage(250_000_000)},
-		Memory:     &runtimeapi.MemoryUsage{WorkingSetBytes: usage(1_500_000)},
+		Attributes:    &runtimeapi.ContainerAttributes{Id: idA, Metadata: &runtimeapi.ContainerMetadata{Name: "app"}},
+		Cpu:           &runtimeapi.CpuUsage{Timestamp: 5, UsageCoreNanoSeconds: usage(9), UsageNanoCores: usage(250_000_000)},
+		Memory:        &runtimeapi.MemoryUsage{WorkingSetBytes: usage(1_500_000)},
 		WritableLayer: &runtimeapi.FilesystemUsage{UsedBytes: usage(4096), InodesUsed: usage(12)},
 	}, {
 		Attributes: &runtimeapi.ContainerAttributes{Id: idB, Metadata: &runtimeapi.ContainerMetadata{Name: "init"}},
@@ -338,9 +338,7 @@ func TestLogs(t *testing.T) {
 		time.AfterFunc(200*time.Millisecond, func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			if err := os.WriteFile(path, []byte(log+stamp+"stdout F last\n"), 0o600); err != nil {
-				t.Error(err)
-			}
+			appendTo(t, path, stamp+"stdout F last\n")
 			f.containers[0].State = runtimeapi.ContainerState_CONTAINER_EXITED
 		})
 		f.try(t, "logs", "-f", "--tail", "1", "app").want(t, 0, "three\nlast\n")

@@ -127,7 +127,7 @@ func unlimited(ctx context.Context) context.Context {
 // plainErrors limits calls in time and turns gRPC's errors into [rpcError].
 func plainErrors(timeout time.Duration) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		limited := ctx
+		limited, began := ctx, time.Now()
 		if timeout > 0 && ctx.Value(unlimitedKey{}) == nil {
 			var cancel context.CancelFunc
 			limited, cancel = context.WithTimeout(ctx, timeout)
@@ -137,14 +137,17 @@ func plainErrors(timeout time.Duration) grpc.UnaryClientInterceptor {
 		if err == nil {
 			return nil
 		}
-		// How the end of a context looks depends on which side saw it first.
+		e := plainError(err)
+		// How the end of a context looks depends on which side saw it first: the
+		// runtime is told the deadline and may be a moment ahead.
+		late := limited.Err() != nil || limited != ctx && time.Since(began) > timeout*9/10
 		switch {
 		case ctx.Err() != nil:
 			return &rpcError{status.FromContextError(ctx.Err()).Code(), ctx.Err().Error()}
-		case limited.Err() != nil:
+		case late && (e.code == codes.DeadlineExceeded || e.code == codes.Canceled):
 			return &rpcError{codes.DeadlineExceeded, fmt.Sprintf("no answer within %s (--timeout)", timeout)}
 		}
-		return plainError(err)
+		return e
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/cri-engine/cri-engine/internal/config"
 )
@@ -107,11 +108,11 @@ of it is undone. The exit code is 1 when something fails that the engine needs.`
 	o.addEndpoint(cmd, doctorTimeout)
 	o.addOutput(cmd, "only what is not ok")
 	f := cmd.Flags()
-	f.Lookup("endpoint").Usage = "socket of the engine; default: where the configuration says it listens"
+	f.Lookup("endpoint").Usage = "`SOCKET` of the engine; default: where the configuration says it listens"
 	f.Lookup("timeout").Usage = "how long one check may take"
-	f.StringVar(&o.config, "config", "", "configuration file of the engine; default: "+config.DefaultPath)
-	f.StringVar(&o.root, "root", "", "root directory of the engine; default: the configuration's")
-	f.StringVar(&o.state, "state", "", "state directory of the engine; default: the configuration's")
+	f.StringVar(&o.config, "config", "", "configuration `FILE` of the engine; default: "+config.DefaultPath)
+	f.StringVar(&o.root, "root", "", "root directory (`DIR`) of the engine; default: the configuration's")
+	f.StringVar(&o.state, "state", "", "state directory (`DIR`) of the engine; default: the configuration's")
 	return cmd
 }
 
@@ -124,6 +125,9 @@ func doctor(ctx context.Context, cmd *cobra.Command, o *doctorOptions) error {
 		return err
 	}
 	defer m.close()
+	// The engine's own parts, which the checks use, log as they do in the engine.
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
 	findings := runChecks(ctx, m, o.timeout)
 	if ctx.Err() != nil {
 		return ctx.Err()

@@ -110,6 +110,7 @@ func (f *fakeRuntime) intercept(ctx context.Context, req any, info *grpc.UnarySe
 	f.mu.Unlock()
 	if lose {
 		<-ctx.Done()
+		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	return resp, err
 }

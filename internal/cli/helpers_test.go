@@ -2,6 +2,7 @@ package cli
 
 import (
 	"net"
+	"os"
 	"testing"
 )
 
@@ -15,5 +16,18 @@ func leaveSocket(t testing.TB, path string) {
 	l.SetUnlinkOnClose(false)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// appendTo adds text to a file, from any goroutine.
+func appendTo(t testing.TB, path, text string) {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer f.Close()
+	if _, err := f.WriteString(text); err != nil {
+		t.Error(err)
 	}
 }

@@ -150,7 +150,9 @@ func rmiCommand() *cobra.Command {
   cri-engine rmi --prune`,
 		RunE: o.connected(func(ctx context.Context, c *call) error { return rmi(ctx, c, &o) }),
 	}
-	cmd.Args = func(cmd *cobra.Command, args []string) error { return objectsOr(args, o.all || o.prune, "image", "--all", "--prune") }
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		return objectsOr(args, o.all || o.prune, "image", "--all", "--prune")
+	}
 	o.addEndpoint(cmd, defaultTimeout)
 	cmd.ValidArgsFunction = o.complete(0, completeImages)
 	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "remove all images")

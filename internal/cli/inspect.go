@@ -35,7 +35,7 @@ settles it where several have the same.`,
 	o.addEndpoint(cmd, defaultTimeout)
 	o.addOutput(cmd, "")
 	cmd.ValidArgsFunction = o.complete(0, completeAll)
-	cmd.Flags().StringVar(&o.kind, "type", "", "container, pod or image")
+	cmd.Flags().StringVar(&o.kind, "type", "", "`KIND` of object: container, pod or image")
 	mustComplete(cmd, "type", "container", "pod", "image")
 	return cmd
 }

@@ -42,8 +42,8 @@ over rotations of the file, until the container has ended.`,
 	f := cmd.Flags()
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on until the container has ended")
 	f.BoolVar(&o.timestamps, "timestamps", false, "show each line's time")
-	f.IntVar(&o.tail, "tail", -1, "only the last N lines")
-	f.StringVar(&o.since, "since", "", "only lines since then: a duration such as 10m, or a time in RFC 3339")
+	f.IntVar(&o.tail, "tail", -1, "only the last `N` lines; -1: all")
+	f.StringVar(&o.since, "since", "", "only lines since this `TIME`: a duration such as 10m, or one in RFC 3339")
 	return cmd
 }
 

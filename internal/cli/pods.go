@@ -43,7 +43,7 @@ func podsCommand() *cobra.Command {
 	o.addEndpoint(cmd, defaultTimeout)
 	o.addOutput(cmd, "only ids")
 	o.listOptions.addFlags(cmd, []string{"ready", "notready"})
-	cmd.Flags().StringVar(&o.namespace, "namespace", "", "only those of this namespace")
+	cmd.Flags().StringVar(&o.namespace, "namespace", "", "only those of this `NAMESPACE`")
 	return cmd
 }
 

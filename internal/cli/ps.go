@@ -30,10 +30,10 @@ type listOptions struct {
 
 func (o *listOptions) addFlags(cmd *cobra.Command, states []string) {
 	f := cmd.Flags()
-	f.StringVar(&o.name, "name", "", "only those whose name contains this")
-	f.StringVar(&o.state, "state", "", "only those in this state: "+strings.Join(states, ", "))
-	f.StringToStringVar(&o.labels, "label", nil, "only those with this label: KEY=VALUE")
-	f.IntVarP(&o.last, "last", "n", 0, "the newest N, in any state")
+	f.StringVar(&o.name, "name", "", "only those whose name contains this `TEXT`")
+	f.StringVar(&o.state, "state", "", "only those in this `STATE`: "+strings.Join(states, ", "))
+	f.StringToStringVar(&o.labels, "label", nil, "only those with this label: `KEY=VALUE`")
+	f.IntVarP(&o.last, "last", "n", 0, "the newest `N`, in any state")
 	f.BoolVarP(&o.latest, "latest", "l", false, "the newest one, in any state")
 	f.BoolVar(&o.noTrunc, "no-trunc", false, "show whole ids")
 	mustComplete(cmd, "state", states...)
@@ -95,7 +95,7 @@ func psCommand() *cobra.Command {
 	o.addOutput(cmd, "only ids")
 	o.listOptions.addFlags(cmd, []string{"created", "running", "exited", "unknown"})
 	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "those that do not run too")
-	cmd.Flags().StringVarP(&o.pod, "pod", "p", "", "only those of this pod")
+	cmd.Flags().StringVarP(&o.pod, "pod", "p", "", "only those of this `POD`")
 	mustCompleteFunc(cmd, "pod", o.complete(0, completePods))
 	return cmd
 }

@@ -19,8 +19,8 @@ import (
 type credentials struct{ inline, file string }
 
 func (o *credentials) addFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.inline, "creds", "", "credentials for the registry, USER[:PASSWORD]; a missing password is asked for")
-	cmd.Flags().StringVar(&o.file, "creds-file", "", "file with one line USER:PASSWORD; - for stdin")
+	cmd.Flags().StringVar(&o.inline, "creds", "", "credentials for the registry: `USER[:PASSWORD]`; a missing password is asked for")
+	cmd.Flags().StringVar(&o.file, "creds-file", "", "`FILE` with one line USER:PASSWORD; - for stdin")
 }
 
 // maxCredentials bounds a file of credentials: tokens of cloud registries have some KiB.

@@ -62,7 +62,7 @@ what was made is removed.`,
 	f.BoolVar(&o.remove, "rm", false, "stop and remove all that was made once the container has ended, also on Ctrl-C")
 	f.BoolVarP(&o.interactive, "stdin", "i", false, "not supported yet: keep stdin open")
 	f.BoolVarP(&o.tty, "tty", "t", false, "give the container a terminal (its output only)")
-	f.StringVar(&o.pull, "pull", pullMissing, "when to pull the image: missing, always or never")
+	f.StringVar(&o.pull, "pull", pullMissing, "`WHEN` to pull the image: missing, always or never")
 	mustComplete(cmd, "pull", pullMissing, pullAlways, pullNever)
 	o.pod.addFlags(cmd)
 	o.container.addFlags(cmd)

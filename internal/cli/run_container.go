@@ -30,18 +30,18 @@ type containerFlags struct {
 
 func (o *containerFlags) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.name, "name", "", "name of pod and container; default: one made from the image's")
-	f.StringVar(&o.entrypoint, "entrypoint", "", `command instead of the image's: a path, or a JSON list such as ["sh","-c"]`)
-	f.StringVarP(&o.workdir, "workdir", "w", "", "working directory")
-	f.StringVarP(&o.user, "user", "u", "", "user: UID[:GID] or NAME[:GID]")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable: NAME=VALUE, or NAME for the value it has here")
-	f.StringArrayVar(&o.envFiles, "env-file", nil, "file with lines NAME=VALUE")
-	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount: HOSTPATH:PATH[:ro,rslave,rshared,z]")
-	f.StringArrayVar(&o.capAdd, "cap-add", nil, "capability to add, or ALL")
-	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "capability to drop, or ALL")
-	f.StringVarP(&o.memory, "memory", "m", "", "memory limit, such as 256m or 1g")
-	f.Float64Var(&o.cpus, "cpus", 0, "CPU limit, such as 0.5")
-	f.Int64Var(&o.pids, "pids", 0, "limit of processes and threads")
+	f.StringVar(&o.name, "name", "", "`NAME` of pod and container; default: one made from the image's")
+	f.StringVar(&o.entrypoint, "entrypoint", "", "`COMMAND` instead of the image's: a path, or a JSON list such as [\"sh\",\"-c\"]")
+	f.StringVarP(&o.workdir, "workdir", "w", "", "working directory: `DIR`")
+	f.StringVarP(&o.user, "user", "u", "", "user: `UID[:GID]` or NAME[:GID]")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable: `NAME=VALUE`, or NAME for the value it has here")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "`FILE` with lines NAME=VALUE")
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "mount: `HOSTPATH:PATH[:OPTIONS]`, with options ro, rslave, rshared, z")
+	f.StringArrayVar(&o.capAdd, "cap-add", nil, "`CAPABILITY` to add, or ALL")
+	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "`CAPABILITY` to drop, or ALL")
+	f.StringVarP(&o.memory, "memory", "m", "", "memory limit: `BYTES`, such as 256m or 1g")
+	f.Float64Var(&o.cpus, "cpus", 0, "CPU limit: a `NUMBER`, such as 0.5")
+	f.Int64Var(&o.pids, "pids", 0, "`NUMBER` of processes and threads that there may be; needs cgroup v2")
 	f.BoolVar(&o.privileged, "privileged", false, "all capabilities and devices, no confinement")
 	f.BoolVar(&o.readOnly, "read-only", false, "root filesystem that can't be written to")
 }
@@ -67,6 +67,14 @@ func (o *containerFlags) config(args []string, pod *podFlags) (*runtimeapi.Conta
 	if err != nil {
 		return nil, err
 	}
+	labels, err := parsePairs("--label", pod.labels)
+	if err != nil {
+		return nil, err
+	}
+	annotations, err := parsePairs("--annotation", pod.annotations)
+	if err != nil {
+		return nil, err
+	}
 	security, err := o.security()
 	if err != nil {
 		return nil, err
@@ -78,8 +86,8 @@ func (o *containerFlags) config(args []string, pod *podFlags) (*runtimeapi.Conta
 		WorkingDir:  o.workdir,
 		Envs:        env,
 		Mounts:      mounts,
-		Labels:      copyOf(pod.labels),
-		Annotations: copyOf(pod.annotations),
+		Labels:      labels,
+		Annotations: annotations,
 		LogPath:     o.name + ".log",
 		Linux:       &runtimeapi.LinuxContainerConfig{Resources: resources, SecurityContext: security},
 	}, nil

@@ -3,7 +3,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -23,7 +22,7 @@ type podFlags struct {
 	cgroupParent, logDir               string
 	ports, sysctls                     []string
 	dns, dnsSearch, dnsOptions         []string
-	labels, annotations                map[string]string
+	labels, annotations                []string
 	hostNetwork, hostPID, hostIPC, pid bool
 
 	// flags tells which of them were given.
@@ -39,19 +38,19 @@ var podOnly = []string{
 func (o *podFlags) addFlags(cmd *cobra.Command) {
 	o.flags = cmd
 	f := cmd.Flags()
-	f.StringVar(&o.id, "pod", "", "run in this pod instead of a new one: id or name")
-	f.StringVar(&o.namespace, "namespace", "default", "namespace of the pod, a part of its name")
-	f.StringVar(&o.hostname, "hostname", "", "hostname of the pod; default: its name")
-	f.StringVar(&o.handler, "runtime", "", "runtime handler; default: the runtime's default")
-	f.StringVar(&o.cgroupParent, "cgroup-parent", "", "cgroup that the pod's containers are put in")
-	f.StringVar(&o.logDir, "log-dir", defaultLogDir, "directory of log directories: the pod's is DIR/NAMESPACE_NAME_UID")
-	f.StringArrayVarP(&o.ports, "publish", "p", nil, "port of the host that leads to one of the pod: [IP:]HOSTPORT:PORT[/tcp|udp|sctp]")
-	f.StringArrayVar(&o.sysctls, "sysctl", nil, "kernel parameter of the pod's namespaces: NAME=VALUE")
-	f.StringArrayVar(&o.dns, "dns", nil, "name server; default: the host's resolv.conf")
-	f.StringArrayVar(&o.dnsSearch, "dns-search", nil, "domain to search names in")
-	f.StringArrayVar(&o.dnsOptions, "dns-option", nil, "option of resolv.conf, such as ndots:5")
-	f.StringToStringVarP(&o.labels, "label", "l", nil, "label of pod and container: KEY=VALUE")
-	f.StringToStringVar(&o.annotations, "annotation", nil, "annotation of pod and container: KEY=VALUE")
+	f.StringVar(&o.id, "pod", "", "run in this `POD` instead of a new one: id or name")
+	f.StringVar(&o.namespace, "namespace", "default", "`NAMESPACE` of the pod, a part of its name")
+	f.StringVar(&o.hostname, "hostname", "", "host `NAME` of the pod; default: its name")
+	f.StringVar(&o.handler, "runtime", "", "runtime `HANDLER`; default: the runtime's default")
+	f.StringVar(&o.cgroupParent, "cgroup-parent", "", "`CGROUP` that the pod's containers are put in")
+	f.StringVar(&o.logDir, "log-dir", defaultLogDir, "`DIR` of log directories: the pod's is DIR/NAMESPACE_NAME_UID")
+	f.StringArrayVarP(&o.ports, "publish", "p", nil, "port of the host that leads to one of the pod: `[IP:]HOSTPORT:PORT[/PROTOCOL]`")
+	f.StringArrayVar(&o.sysctls, "sysctl", nil, "kernel parameter of the pod's namespaces: `NAME=VALUE`")
+	f.StringArrayVar(&o.dns, "dns", nil, "`IP` address of a name server; default: the host's resolv.conf")
+	f.StringArrayVar(&o.dnsSearch, "dns-search", nil, "`DOMAIN` to search names in")
+	f.StringArrayVar(&o.dnsOptions, "dns-option", nil, "`OPTION` of resolv.conf, such as ndots:5")
+	f.StringArrayVarP(&o.labels, "label", "l", nil, "label of pod and container: `KEY=VALUE`")
+	f.StringArrayVar(&o.annotations, "annotation", nil, "annotation of pod and container: `KEY=VALUE`")
 	f.BoolVar(&o.hostNetwork, "host-network", false, "the host's network instead of one of the pod's own")
 	f.BoolVar(&o.hostPID, "host-pid", false, "the host's processes are visible")
 	f.BoolVar(&o.hostIPC, "host-ipc", false, "the host's IPC objects are visible")
@@ -85,6 +84,14 @@ func (o *podFlags) config(name string, privileged bool) (*runtimeapi.PodSandboxC
 	if err != nil {
 		return nil, err
 	}
+	labels, err := parsePairs("--label", o.labels)
+	if err != nil {
+		return nil, err
+	}
+	annotations, err := parsePairs("--annotation", o.annotations)
+	if err != nil {
+		return nil, err
+	}
 	dns, err := o.dnsConfig()
 	if err != nil {
 		return nil, err
@@ -100,8 +107,8 @@ func (o *podFlags) config(name string, privileged bool) (*runtimeapi.PodSandboxC
 		LogDirectory: filepath.Join(logDir, logDirName(meta)),
 		DnsConfig:    dns,
 		PortMappings: ports,
-		Labels:       copyOf(o.labels),
-		Annotations:  copyOf(o.annotations),
+		Labels:       labels,
+		Annotations:  annotations,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
 			CgroupParent:    o.cgroupParent,
 			Sysctls:         sysctls,
@@ -244,13 +251,6 @@ func parsePairs(flag string, values []string) (map[string]string, error) {
 		pairs[name] = value
 	}
 	return pairs, nil
-}
-
-// copyOf is a map that can be added to.
-func copyOf(m map[string]string) map[string]string {
-	out := map[string]string{}
-	maps.Copy(out, m)
-	return out
 }
 
 // maxName is what a hostname and thus a pod's name may have.

@@ -46,6 +46,8 @@ func stopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stop CONTAINER|POD...",
 		Short: "Stop containers, or pods with all their containers",
+		Long: `Stop containers, or pods with all their containers. A name is looked for among the
+containers first. Containers of a pod that is stopped get the runtime's own time to end.`,
 		Example: `  cri-engine stop web
   cri-engine stop -t 30 3f2a 77c1`,
 		Args: cobra.MinimumNArgs(1),

@@ -211,8 +211,12 @@ func (c *copier) open(ctx context.Context) error {
 		if c.Ended == nil || !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if ended, askErr := c.Ended(ctx); askErr != nil || ended {
-			return errors.Join(askErr, err)
+		ended, askErr := c.Ended(ctx)
+		switch {
+		case askErr != nil:
+			return askErr
+		case ended:
+			return err
 		}
 		if err := sleep(ctx, pollInterval); err != nil {
 			return err
