@@ -12,8 +12,8 @@
 //     the caller records the Pod on disk.
 //   - [Networks.Add] runs CNI ADD. The pod has an eth0 with at least one address, or
 //     DEL was called and nothing is left.
-//   - [SetSysctls] for those of the pod's sysctls that name an interface, which is
-//     there only now.
+//   - [SetSysctls] for those of the pod's sysctls that are eth0's ([SplitSysctls]),
+//     which is there only now.
 //   - [Networks.Check] at any time.
 //   - [Networks.Del] runs CNI DEL with the recorded Pod. It may be called after a
 //     failed or unfinished Add, more than once, without the namespace, and after a

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -140,6 +141,22 @@ func SetSysctls(netns, ipc string, values map[string]string) error {
 		}
 		return writeSysctls(sysctls)
 	})
+}
+
+// SplitSysctls tells the sysctls that can be written at once from those of eth0
+// (net.ipv4.conf.eth0.forwarding), which has to be made by Add first: give the
+// former to NewNamespaces and the latter to SetSysctls after Add.
+func SplitSysctls(values map[string]string) (now, afterAdd map[string]string) {
+	now, afterAdd = map[string]string{}, map[string]string{}
+	for name, value := range values {
+		path, err := sysctlPath(name) // one that can't be is for NewNamespaces to refuse
+		if err == nil && slices.Contains(strings.Split(path, "/"), IfName) {
+			afterAdd[name] = value
+		} else {
+			now[name] = value
+		}
+	}
+	return now, afterAdd
 }
 
 // InNetNS runs f in the network namespace pinned at path, on a thread of its own.

@@ -86,6 +86,15 @@ func TestSysctlNamespace(t *testing.T) {
 	}
 }
 
+func TestSplitSysctls(t *testing.T) {
+	now, later := SplitSysctls(map[string]string{
+		"net.ipv4.conf.eth0.forwarding": "1", "net/ipv6/conf/eth0/accept_ra": "2", "net.ipv4.conf.all.forwarding": "3", "net..eth0": "4", "kernel.sem": "5",
+	})
+	if len(later) != 2 || later["net.ipv4.conf.eth0.forwarding"] != "1" || later["net/ipv6/conf/eth0/accept_ra"] != "2" || len(now) != 3 {
+		t.Errorf("now %v, later %v", now, later)
+	}
+}
+
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {

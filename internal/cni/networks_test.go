@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -353,4 +354,37 @@ func TestPluginsGetAnEnvironmentOfTheirOwn(t *testing.T) {
 	t.Setenv("PATH", "/usr/bin:/bin")
 	n, _ := fakeNetworks(t, "1.0.0", goodResult+"\n[ -z \"$NOTIFY_SOCKET\" ] || exit 1\ncase $PATH in */usr/sbin*) ;; *) exit 1;; esac\n[ \"$(pwd)\" = / ] || exit 1")
 	mustAdd(t, n, mustIntent(t, n, fakePod()))
+}
+
+// TestPluginsEndWithTheDaemon runs a daemon of its own, this test again, and kills it.
+func TestPluginsEndWithTheDaemon(t *testing.T) {
+	const marker = "CRI_ENGINE_TEST_DAEMON"
+	if dir := os.Getenv(marker); dir != "" {
+		_, _ = (&pluginExec{}).ExecPlugin(t.Context(), dir+"/fake", nil, os.Environ())
+		t.Fatal("the plugin ended by itself")
+	}
+	dir := t.TempDir()
+	fakePlugin(t, dir, "fake", "echo $$ > "+dir+"/pid.new; mv "+dir+"/pid.new "+dir+"/pid; exec sleep 600")
+	daemon := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
+	daemon.Env = append(os.Environ(), marker+"="+dir)
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid string
+	waitFor(t, func() bool {
+		data, err := os.ReadFile(dir + "/pid")
+		pid = strings.TrimSpace(string(data))
+		return err == nil
+	})
+	if _, err := os.Stat("/proc/" + pid); err != nil {
+		t.Fatal("the plugin ended before the daemon: ", err)
+	}
+	if err := daemon.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = daemon.Wait()
+	waitFor(t, func() bool {
+		stat, err := os.ReadFile("/proc/" + pid + "/stat") // a zombie is waiting for the machine's init
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
 )
 
 const podID = "3f2a000000000000000000000000000000000000000000000000000000000000"
@@ -142,4 +143,36 @@ func TestResultOf(t *testing.T) {
 			}
 		})
 	}
+}
+
+func FuzzResult(f *testing.F) {
+	f.Add([]byte(`{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/n"}],"ips":[{"interface":0,"address":"10.0.0.2/24"}]}`))
+	f.Add([]byte(`{"cniVersion":"0.4.0","interfaces":[null],"ips":[{"version":"4","address":"10.0.0.2/24"}]}`))
+	f.Add([]byte(`{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24"}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var got Result
+		err := guard(func() error {
+			raw, err := create.CreateFromBytes(data)
+			if err != nil {
+				return err
+			}
+			r, err := types100.NewResultFromResult(raw)
+			if err != nil {
+				return err
+			}
+			got, err = resultOf(r)
+			return err
+		})
+		if err != nil {
+			return
+		}
+		if len(got.IPs) == 0 || len(got.IPs) > maxIPs {
+			t.Errorf("took %d addresses", len(got.IPs))
+		}
+		for _, ip := range got.IPs {
+			if !ip.IsValid() || ip.IsUnspecified() || ip.Is4In6() {
+				t.Errorf("took the address %v", ip)
+			}
+		}
+	})
 }
