@@ -34,7 +34,7 @@ func setup(to io.Writer, level, format string) error {
 	set := map[string]string{"v": strconv.Itoa(max(v, 0))}
 	switch format {
 	case "json":
-		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(to, &slog.HandlerOptions{Level: slogLevel(v), ReplaceAttr: lowerLevel})))
+		klog.SetSlogLogger(slog.New(slog.NewJSONHandler(to, &slog.HandlerOptions{Level: slogLevel(v), ReplaceAttr: plain})))
 	case "text":
 		// One writer per severity: each record goes to those at and below its own,
 		// so the lowest that is wanted sees every record once.
@@ -68,9 +68,12 @@ func slogLevel(v int) slog.Level {
 	return slog.Level(-v)
 }
 
-// lowerLevel writes levels as the configuration names them, where slog has
-// "DEBUG-4" and "DEBUG+2".
-func lowerLevel(groups []string, a slog.Attr) slog.Attr {
+// plain writes levels as the configuration names them, where slog has "DEBUG-4"
+// and "INFO-2", and durations as people do.
+func plain(groups []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.String(a.Key, a.Value.Duration().String())
+	}
 	if len(groups) > 0 || a.Key != slog.LevelKey {
 		return a
 	}
@@ -79,8 +82,6 @@ func lowerLevel(groups []string, a slog.Attr) slog.Attr {
 	switch {
 	case level >= slog.LevelError:
 		name = "error"
-	case level >= 0:
-		name = "warn"
 	case level >= -2:
 		name = "info"
 	case level >= -4:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"k8s.io/klog/v2"
@@ -15,7 +16,7 @@ import (
 func write() {
 	klog.ErrorS(errors.New("no space"), "an error", "pod", "p1")
 	klog.InfoS("a warning")
-	klog.V(2).InfoS("a change", "took", "3ms")
+	klog.V(2).InfoS("a change", "took", 3*time.Millisecond)
 	klog.V(4).InfoS("a look")
 	klog.V(8).InfoS("a trace")
 	logrus.Warn("a library's warning")
@@ -65,16 +66,19 @@ func TestSetup(t *testing.T) {
 func checkJSON(t *testing.T, lines []string) {
 	t.Helper()
 	wantLevel := map[string]string{
-		"an error": "error", "a warning": "warn", "a change": "info", "a look": "debug", "a trace": "trace",
-		"a library's warning": "warn", "a library's remark": "debug",
+		"an error": "error", "a warning": "info", "a change": "info", "a look": "debug", "a trace": "trace",
+		"a library's warning": "info", "a library's remark": "debug",
 	}
 	for _, line := range lines {
-		var r struct{ Level, Msg, Pod, Err string }
+		var r struct{ Level, Msg, Pod, Err, Took string }
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
 			t.Errorf("%q: %v", line, err)
 		}
 		if r.Level != wantLevel[r.Msg] {
 			t.Errorf("%q has level %q, want %q", r.Msg, r.Level, wantLevel[r.Msg])
+		}
+		if r.Msg == "a change" && r.Took != "3ms" {
+			t.Errorf("%q has not its duration", line)
 		}
 		if r.Msg == "an error" && (r.Pod != "p1" || r.Err != "no space") {
 			t.Errorf("%q has not its fields", line)
