@@ -57,6 +57,7 @@ type check struct {
 // checks in the order of the table: what others build on comes first.
 var checks = []check{
 	{"root", checkRoot},
+	{"configuration", checkConfiguration},
 	{"kernel", checkKernel},
 	{"namespaces", checkNamespaces},
 	{"overlay", checkOverlay},
@@ -218,7 +219,15 @@ func examine(o *doctorOptions, endpointGiven bool) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Override(config.Flags{Root: o.root, State: o.state})
+	flags := config.Flags{Root: o.root, State: o.state}
+	for _, dir := range []*string{&flags.Root, &flags.State} {
+		if *dir != "" {
+			if *dir, err = filepath.Abs(*dir); err != nil {
+				return nil, err
+			}
+		}
+	}
+	cfg.Override(flags)
 	m := &machine{cfg: cfg, endpoint: "unix://" + cfg.Listen}
 	if endpointGiven {
 		m.endpoint = o.endpoint

@@ -37,6 +37,16 @@ func lookPath(name string) string {
 	return ""
 }
 
+func checkConfiguration(_ context.Context, m *machine) finding {
+	if err := m.cfg.Validate(); err != nil {
+		return fail(program+" config show", "%v", err)
+	}
+	if len(m.cfg.Files) == 0 {
+		return ok("none: the defaults")
+	}
+	return ok("%s", strings.Join(m.cfg.Files, ", "))
+}
+
 // checkRuntime runs a container with what the configuration's handlers stand for.
 func checkRuntime(ctx context.Context, m *machine) finding {
 	dir, err := m.scratchDir()
