@@ -7,8 +7,8 @@ DESTDIR    ?=
 
 # What binaries call themselves: by semver.org, since the kubelet parses it, and
 # without a "+", so that it can be an image's tag.
-VERSION ?= $(shell git describe --tags --match 'v*' --dirty=.dirty 2>/dev/null | sed 's/^v//' | grep . || \
-	echo 0.1.0-dev.g$$(git describe --always --exclude '*' --dirty=.dirty 2>/dev/null || echo unknown))
+VERSION := $(or $(VERSION),$(shell git describe --tags --match 'v*' --dirty=.dirty 2>/dev/null | sed 's/^v//' | grep . || \
+	echo 0.1.0-dev.g$$(git describe --always --exclude '*' --dirty=.dirty 2>/dev/null || echo unknown)))
 
 # No cgo and these tags: signatures are checked in Go, btrfs wants cgo.
 TAGS    := containers_image_openpgp exclude_graphdriver_btrfs

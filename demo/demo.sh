@@ -31,6 +31,7 @@ show() {
 	local word line=
 	for word; do
 		case $word in
+		'&') ;;
 		'' | *[!A-Za-z0-9_./:=@%+,-]*) word="'${word//\'/\'\\\'\'}'" ;;
 		esac
 		line+=" $word"
@@ -60,17 +61,12 @@ dead() { ! alive "$1"; }
 
 # monitor_pids: the pids of this engine's monitor, each with its parent's.
 monitor_pids() {
-	local dir args parent
-	for dir in /proc/[0-9]*; do
-		args=$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null) || continue
-		case $args in
-		*cri-engine-monitor*"$scratch"*) ;;
-		*) continue ;;
-		esac
-		[ "$(readlink "$dir/exe" 2>/dev/null)" = "$bin/cri-engine-monitor" ] || continue
-		parent=$(awk '/^PPid:/ { print $2 }' "$dir/status" 2>/dev/null) || continue
-		echo "${dir#/proc/} $parent"
-	done
+	local file dir
+	grep -las -e "cri-engine-monitor.*$scratch" /proc/[0-9]*/cmdline | while read -r file; do
+		dir=${file%/cmdline}
+		[ "$(readlink "$dir/exe")" != "$bin/cri-engine-monitor" ] ||
+			awk '/^Pid:/ { pid = $2 } /^PPid:/ { print pid, $2 }' "$dir/status"
+	done 2>/dev/null || true # processes come and go
 }
 
 # keeper_and_pump: sets both. The pump is the one whose parent is the other.
@@ -81,15 +77,16 @@ keeper_and_pump() {
 	[ -n "${keeper:-}" ] && [ -n "${pump:-}" ] && [ "$(wc -l <<<"$pids")" = 2 ]
 }
 
+no_monitor() { [ -z "$(monitor_pids)" ]; }
+
 # two_anew PID: both roles are filled, without PID.
 two_anew() { keeper_and_pump && [ "$keeper" != "$1" ] && [ "$pump" != "$1" ]; }
 
 answers() { cri-engine ps --timeout 2s >/dev/null 2>&1; }
 
-# field NAME OBJECT: the first field of this name in what inspect says.
-field() {
-	cri-engine inspect -o json "$2" | sed -n 's/^ *"'"$1"'": *"\{0,1\}\([^",]*\)"\{0,1\},\{0,1\}$/\1/p' | head -n 1
-}
+# text NAME OBJECT, number NAME OBJECT: the first field of this name and kind in what inspect says.
+text() { cri-engine inspect "$2" | sed -n 's/^ *"'"$1"'": *"\([^"]*\)",\{0,1\}$/\1/p' | sed -n 1p; }
+number() { cri-engine inspect "$2" | sed -n 's/^ *"'"$1"'": *\([0-9]\{1,\}\),\{0,1\}$/\1/p' | sed -n 1p; }
 
 lines() { wc -l <"$log"; }
 
@@ -102,22 +99,20 @@ check_log() {
 
 # check_same: the containers are the processes they were.
 check_same() {
-	[ "$(field pid web)$(alive "$web_pid" || echo ' is gone')" = "$web_pid" ] || die "web is not process $web_pid any more"
-	[ "$(field pid counter)$(alive "$counter_pid" || echo ' is gone')" = "$counter_pid" ] ||
+	[ "$(number pid web)$(alive "$web_pid" || echo ' is gone')" = "$web_pid" ] || die "web is not process $web_pid any more"
+	[ "$(number pid counter)$(alive "$counter_pid" || echo ' is gone')" = "$counter_pid" ] ||
 		die "counter is not process $counter_pid any more"
 	note "both containers are the processes they were: $web_pid and $counter_pid"
 }
 
-# check_counting: the counter writes about 100 lines a second; a quarter of that
-# must get through on the busiest machine.
+# check_counting: the counter writes up to 100 lines a second, fewer where the machine is busy.
 check_counting() {
-	local before after
+	local before start=$EPOCHREALTIME
 	before=$(lines)
-	sleep 1
-	after=$(lines)
-	[ $((after - before)) -ge 25 ] || die "only $((after - before)) lines were logged in a second"
-	note "$((after - before)) lines were logged in the second after"
+	eventually 20 grown "$((before + 50))" || die "only $(($(lines) - before)) lines were logged in 20 seconds"
+	note "$(($(lines) - before)) lines were logged in the $(((${EPOCHREALTIME/./} - ${start/./}) / 1000)) ms after"
 }
+grown() { [ "$(lines)" -ge "$1" ]; }
 
 # ---- start and end
 
@@ -175,32 +170,35 @@ finish() {
 	exit $code
 }
 
-# leftovers: what there still is of the pods, the containers and the engine.
+# leftovers: what there still is of the pods, the containers and the engine. Most
+# of the looks find nothing, and so fail.
 leftovers() {
 	local id
+	set +e
 	for id in "${ids[@]}"; do
 		grep -F "$id" /proc/self/mountinfo | sed 's/^/mount /'
 		find /sys/fs/cgroup -type d -name "*$id*" | sed 's/^/cgroup /'
-		find /run/netns -name "*$id*" 2>/dev/null | sed 's/^/network namespace /'
+		find /run/netns -name "*${id:0:20}*" 2>/dev/null | sed 's/^/network namespace /'
 	done
 	grep -F "$scratch/" /proc/self/mountinfo | sed 's/^/mount /'
 	for id in $web_pid $counter_pid; do dead "$id" || echo "process $id"; done
 	monitor_pids | sed 's/^/process /'
-	comm -13 <(echo "$interfaces") <(list_interfaces) | sed 's/^/interface /'
+	for id in "${links[@]}"; do grep -xl "$id" /sys/class/net/*/ifindex | sed 's/^/interface /'; done
+	[ -n "$had_bridge" ] || [ ! -e $bridge ] || [ -n "$(ls $bridge/brif)" ] || echo "bridge ${bridge##*/}"
 	[ -z "$address" ] || nft list ruleset 2>/dev/null | grep -F "$address" | sed 's/^/firewall rule /'
 	find "$scratch/root/pods" "$scratch/root/containers" "$scratch/logs" -type f | sed 's/^/file /'
 	find "$scratch/state" -type s | grep -v /monitor/ | sed 's/^/socket /'
 }
-
-list_interfaces() { find /sys/class/net -mindepth 1 -maxdepth 1 -printf '%f\n' | sort; }
 
 [ "$(id -u)" = 0 ] || die "needs root"
 scratch=$(mktemp -d /var/tmp/cri-engine-demo-XXXXXX)
 trap finish EXIT
 trap 'exit 130' INT TERM
 export CRI_ENGINE_ENDPOINT=unix://$scratch/state/cri-engine.sock
-interfaces=$(list_interfaces)
-address='' web_pid='' counter_pid='' ids=()
+# The default network's bridge, which other engines of this machine share.
+bridge=/sys/class/net/cri-engine0
+had_bridge=$(ls -d $bridge 2>/dev/null || true)
+address='' web_pid='' counter_pid='' ids=() links=()
 
 # ---- the demo
 
@@ -241,13 +239,17 @@ run cri-engine exec counter ps
 run cri-engine logs --tail 3 counter
 run cri-engine stats
 
-web_pid=$(field pid web) counter_pid=$(field pid counter) log=$(field logPath counter)
+web_pid=$(number pid web) counter_pid=$(number pid counter) log=$(text logPath counter)
+# In a container's /sys an interface tells the index of its other end on the host.
+mapfile -t links < <(cat /proc/{"$web_pid","$counter_pid"}/root/sys/class/net/eth0/iflink)
 mapfile -t ids < <(cri-engine pods -q --no-trunc; cri-engine ps -q --no-trunc)
-address=$(field ip "$(cri-engine pods -q --name web)")
+address=$(text ip "$(cri-engine pods -q --name web)")
 [ -n "$address" ] || die "the pod has no address"
 
 step "A request to the web server at its pod's address"
-run curl -sS --fail --max-time 5 "http://$address:$port/" | head -n 5
+show curl -sS "http://$address:$port/"
+page=$(curl -sS --fail --max-time 5 "http://$address:$port/") || die "the web server does not answer"
+head -n 6 <<<"$page"
 
 step "The monitor's pump is killed: the keeper starts another"
 eventually 5 keeper_and_pump || die "the monitor is not two processes: $(monitor_pids)"
@@ -268,7 +270,7 @@ step "The daemon is killed: pods run on, and are logged, without it"
 run kill -9 $daemon
 wait $daemon 2>/dev/null || true
 check_counting
-run curl -sS --fail --max-time 5 -o /dev/null -w 'the web server answers: %{http_code}\n' "http://$address:$port/"
+run curl -sS --fail --max-time 5 -o /dev/null -w '  the web server answers: %{http_code}\n' "http://$address:$port/"
 start_daemon
 run cri-engine ps
 check_same
@@ -277,7 +279,7 @@ check_log
 step "Stop: the exit code is the one the container ended with"
 run cri-engine stop -t 2 counter web
 run cri-engine ps -a
-[ "$(field exitCode counter)" = 7 ] || die "the exit code of counter is $(field exitCode counter), not 7"
+[ "$(number exitCode counter)" = 7 ] || die "the exit code of counter is $(number exitCode counter), not 7"
 check_log
 
 step "Remove"
@@ -288,10 +290,12 @@ run cri-engine rmi "$demo_image"
 run kill $daemon
 eventually 10 dead $daemon || die "the daemon does not end"
 wait $daemon || die "the daemon ended with code $?"
-end_monitor
+eventually 5 keeper_and_pump || die "the monitor is not two processes: $(monitor_pids)"
+run kill "$keeper"
+eventually 10 no_monitor || die "the monitor does not end, though it has no container: $(monitor_pids)"
 
 step "Nothing is left"
-left=$(leftovers)
+left=$(leftovers || true)
 [ -z "$left" ] || die "left behind:"$'\n'"$left"
 note "no mount, namespace, process, cgroup, interface or firewall rule"
 printf '\n%sAll of it worked, in %d seconds.%s\n' "$green" $SECONDS "$plain"

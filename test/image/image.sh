@@ -98,7 +98,7 @@ container=$(buildah from first)
 in_image() { buildah run --isolation chroot "$container" -- "$@"; }
 in_image /usr/local/bin/cri-engine version
 in_image /usr/local/bin/cri-engine config show >/dev/null
-in_image /usr/local/bin/cri-engine-monitor --version
+in_image /usr/local/bin/cri-engine-monitor version
 in_image /usr/local/bin/runc --version
 in_image /usr/local/libexec/cri-engine/cni/bridge
 in_image nft --version
