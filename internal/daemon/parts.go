@@ -45,10 +45,18 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 		return nil, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) { p.store, err = openStore(ctx, o); return err })
-	g.Go(func() (err error) { p.networks, err = openNetworks(o.Config); return err })
-	g.Go(func() (err error) { p.monitor, err = dialMonitor(ctx, o.Config); return err })
-	g.Go(func() (err error) { p.handlers, err = findHandlers(ctx, o.Config, p.driver); return err })
+	part := func(name string, open func() error) {
+		g.Go(func() error {
+			start := time.Now()
+			err := open()
+			klog.V(4).InfoS("Part is opened", "part", name, "took", time.Since(start), "err", err)
+			return err
+		})
+	}
+	part("image store", func() (err error) { p.store, err = openStore(ctx, o); return err })
+	part("networks", func() (err error) { p.networks, err = openNetworks(o.Config); return err })
+	part("monitor", func() (err error) { p.monitor, err = dialMonitor(ctx, o.Config); return err })
+	part("runtime handlers", func() (err error) { p.handlers, err = findHandlers(ctx, o.Config, p.driver); return err })
 	return p, g.Wait()
 }
 

@@ -79,6 +79,8 @@ func (c *rpc) end(panicked any, err error) error {
 	switch s.Code() {
 	case codes.Unknown, codes.Internal, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Unavailable:
 		klog.InfoS("Call failed", fields...)
+	case codes.Canceled:
+		klog.V(4).InfoS("Call was given up", fields...)
 	default: // the caller's doing
 		klog.V(2).InfoS("Call failed", fields...)
 	}

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"net/netip"
 	"path"
@@ -31,7 +33,7 @@ const (
 )
 
 var (
-	objectID = regexp.MustCompile(`^[0-9a-f]{1,64}$`)
+	objectID = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_.-]{0,127}$`)
 	hostname = regexp.MustCompile(`^[a-zA-Z0-9_]([a-zA-Z0-9_.-]*[a-zA-Z0-9_])?$`)
 	sysctl   = regexp.MustCompile(`^[a-zA-Z0-9_*-]+([./][a-zA-Z0-9_*-]+)+$`)
 )
@@ -42,7 +44,7 @@ func checkID(field, id string) error {
 	case id == "":
 		return invalid(field, "", "is empty")
 	case !objectID.MatchString(id):
-		return invalid(field, id, "is not an id, which is up to 64 of 0-9 and a-f")
+		return invalid(field, id, "is not an id, which is up to 128 letters, digits, dots, dashes and underscores")
 	}
 	return nil
 }
@@ -102,7 +104,7 @@ func checkContainerConfig(field string, c *runtimeapi.ContainerConfig) error {
 // checkCDI refuses devices that would silently be missing.
 func checkCDI(field string, devices []*runtimeapi.CDIDevice) error {
 	if len(devices) > 0 {
-		return invalid(field, devices[0].GetName(), "CDI devices are not supported")
+		return fmt.Errorf("%s: CDI devices are not implemented: %w", field, errors.ErrUnsupported)
 	}
 	return nil
 }
