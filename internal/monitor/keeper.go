@@ -412,16 +412,22 @@ func (k *keeper) forget(name key) {
 // own pump is dead. One of those is left a zombie until the new pump has recorded
 // its end, so that its exit code cannot get lost in between.
 func (k *keeper) reapChildren() {
-	if k.pump != 0 {
-		if e, ok := peekChild(k.pump); ok {
-			reap(k.pump)
-			k.pumpDied(e)
-		}
-	}
 	for {
-		e, ok := peekChild(0)
+		// The pump first: it may be behind a container that only the next pump can record.
+		e, ok := ended{}, false
+		if k.pump != 0 {
+			e, ok = peekChild(k.pump)
+		}
+		if !ok {
+			e, ok = peekChild(0)
+		}
 		if !ok {
 			return
+		}
+		if e.Pid == k.pump {
+			reap(e.Pid)
+			k.pumpDied(e)
+			continue
 		}
 		name, known := k.byPid[e.Pid]
 		if known && k.held[name].rec.Exit == nil {

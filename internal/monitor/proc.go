@@ -337,7 +337,7 @@ func (p *proc) drain() {
 // openLog opens a log file to append to, makes it if it is not there, and the pod's
 // directory around it. What is not a regular file is refused.
 func openLog(path string) (int, error) {
-	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	const flags = unix.O_RDWR | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := unix.Open(path, flags, 0o640)
 	if err == unix.ENOENT {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
