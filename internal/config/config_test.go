@@ -357,8 +357,9 @@ func TestPluginDirs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := Network{BinDirs: []string{"/opt/cni/bin", "$EXE_DIR/cni"}}.PluginDirs()
-	if want := []string{"/opt/cni/bin", filepath.Join(filepath.Dir(exe), "cni")}; !reflect.DeepEqual(got, want) {
+	got := Network{BinDirs: []string{"/opt/cni/bin", "$EXE_DIR/cni", "$EXE_DIR/../libexec/cni"}}.PluginDirs()
+	dir := filepath.Dir(exe)
+	if want := []string{"/opt/cni/bin", filepath.Join(dir, "cni"), filepath.Join(filepath.Dir(dir), "libexec/cni")}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -47,7 +47,7 @@ func Default() Config {
 		},
 		Network: Network{
 			ConfDir:        "/etc/cni/net.d",
-			BinDirs:        []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni", exeDir + "/cni"},
+			BinDirs:        []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni", exeDir + "/cni", exeDir + "/../libexec/cri-engine/cni"},
 			DefaultNetwork: true,
 			Timeout:        Duration(2 * time.Minute),
 		},

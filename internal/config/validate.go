@@ -129,6 +129,10 @@ func (n Network) validate(p *problems) {
 	p.path("network.conf_dir", n.ConfDir, false)
 	for _, dir := range n.BinDirs {
 		if rest, ok := strings.CutPrefix(dir, exeDir); ok {
+			// One step up is no detour: an installation has PREFIX/bin and PREFIX/libexec.
+			if up, ok := strings.CutPrefix(rest, "/.."); ok {
+				rest = up
+			}
 			dir = "/exe" + rest
 		}
 		p.path("network.bin_dirs", dir, false)
