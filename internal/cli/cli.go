@@ -171,6 +171,15 @@ func messages(err error) []string {
 	return []string{strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")}
 }
 
+// about says what was done to which object when it failed, unless the runtime said just that.
+func about(verb, object string, err error) error {
+	prefix := verb + " " + object + ": "
+	if strings.HasPrefix(err.Error(), prefix) {
+		return err
+	}
+	return fmt.Errorf("%s%w", prefix, err)
+}
+
 // parallel is how many objects a command works on at a time.
 const parallel = 8
 
@@ -188,7 +197,7 @@ func (c *call) each(ctx context.Context, verb string, names []string, f func(ctx
 			done, err := f(ctx, name)
 			results[i] <- func() error {
 				if err != nil {
-					return fmt.Errorf("%s %s: %w", verb, name, err)
+					return about(verb, name, err)
 				}
 				if done != "" {
 					fmt.Fprintln(c.out, clean(done))

@@ -57,7 +57,7 @@ func runExec(ctx context.Context, c *call, o *execOptions) error {
 		err = fmt.Errorf("no such running container")
 	}
 	if err != nil {
-		return fmt.Errorf("exec %s: %w", name, err)
+		return about("exec", name, err)
 	}
 	ctx = unlimited(ctx)
 	if o.limit > 0 {
@@ -70,7 +70,7 @@ func runExec(ctx context.Context, c *call, o *execOptions) error {
 		ContainerId: container.GetId(), Cmd: command, Timeout: o.limit.count(),
 	})
 	if err != nil {
-		return fmt.Errorf("exec %s: %w", name, err)
+		return about("exec", name, err)
 	}
 	_, outErr := c.out.Write(r.GetStdout())
 	_, errErr := c.errOut.Write(r.GetStderr())

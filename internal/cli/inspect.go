@@ -58,7 +58,7 @@ func inspect(ctx context.Context, c *call, o *inspectOptions) error {
 	for _, name := range c.args {
 		doc, err := c.inspectOne(ctx, o.kind, name)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("inspect %s: %w", name, err))
+			errs = append(errs, about("inspect", name, err))
 			continue
 		}
 		docs = append(docs, doc)

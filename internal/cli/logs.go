@@ -59,18 +59,18 @@ func logs(ctx context.Context, c *call, o *logsOptions) error {
 	}
 	container, err := list.find(name)
 	if err != nil {
-		return fmt.Errorf("logs %s: %w", name, err)
+		return about("logs", name, err)
 	}
 	status, err := c.containerStatus(ctx, container.GetId())
 	if err != nil {
-		return fmt.Errorf("logs %s: %w", name, err)
+		return about("logs", name, err)
 	}
 	copyOptions := crilog.Options{Tail: o.tail, Since: since, Timestamps: o.timestamps}
 	if o.follow {
 		copyOptions.Ended = c.ended(container.GetId())
 	}
 	if err := c.showLog(ctx, status.GetLogPath(), copyOptions); err != nil {
-		return fmt.Errorf("logs %s: %w", name, err)
+		return about("logs", name, err)
 	}
 	return nil
 }

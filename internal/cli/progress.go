@@ -119,8 +119,9 @@ type bars struct {
 // layerBar is one layer's bar. Its decorators run in mpb's goroutine.
 type layerBar struct {
 	bar   *mpb.Bar
-	mu    sync.Mutex // Protects state.
+	mu    sync.Mutex // Protects state and whole.
 	state enginev1.PullProgress_State
+	whole bool // all bytes are here
 }
 
 // barRefresh is how often bars are drawn.
@@ -166,12 +167,15 @@ func (b *bars) add(layer string) *layerBar {
 func (l *layerBar) text() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.whole && l.state == enginev1.PullProgress_STATE_DOWNLOADING {
+		return "unpacking"
+	}
 	return stateText(l.state)
 }
 
 func (l *layerBar) update(p *enginev1.PullProgress) {
 	l.mu.Lock()
-	l.state = p.GetState()
+	l.state, l.whole = p.GetState(), p.GetTotal() > 0 && p.GetOffset() >= p.GetTotal()
 	l.mu.Unlock()
 	switch p.GetState() {
 	case enginev1.PullProgress_STATE_DONE, enginev1.PullProgress_STATE_CACHED:
@@ -194,6 +198,5 @@ func (b *bars) close() {
 		l.bar.Abort(false)
 	}
 	b.whole.SetTotal(1, true)
-	// Wait would block for a bar that never completes; Shutdown draws once more and ends.
-	b.p.Shutdown()
+	b.p.Wait()
 }

@@ -108,7 +108,7 @@ func pull(ctx context.Context, c *call, o *pullOptions) error {
 	var errs []error
 	for _, ref := range c.args {
 		if err := c.pullAndTell(ctx, ref, auth); err != nil {
-			errs = append(errs, fmt.Errorf("pull %s: %w", ref, err))
+			errs = append(errs, about("pull", ref, err))
 		}
 	}
 	return errors.Join(errs...)

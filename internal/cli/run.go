@@ -105,10 +105,10 @@ type runner struct {
 func runImage(ctx context.Context, c *call, o *runOptions) error {
 	r := &runner{call: c, o: o, ref: c.args[0], args: c.args[1:]}
 	if err := r.prepare(ctx); err != nil {
-		return fmt.Errorf("run %s: %w", r.ref, err)
+		return about("run", r.ref, err)
 	}
 	if err := steps.Run(ctx, "run", r.steps()); err != nil {
-		return fmt.Errorf("run %s: %w", r.ref, err)
+		return about("run", r.ref, err)
 	}
 	if o.detach {
 		return r.tellIDs()
@@ -313,7 +313,7 @@ func (r *runner) follow(ctx context.Context) error {
 	case ctx.Err() != nil && r.onlyInterrupted(err):
 		return &ExitError{interrupted}
 	case err != nil:
-		return fmt.Errorf("run %s: %w", r.ref, err)
+		return about("run", r.ref, err)
 	case code != 0:
 		return &ExitError{code}
 	}

@@ -102,7 +102,7 @@ func (c *call) listStats(ctx context.Context) ([]*runtimeapi.ContainerStats, err
 	for _, name := range c.args {
 		i, err := find("container", name, candidates)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("stats %s: %w", name, err))
+			errs = append(errs, about("stats", name, err))
 			continue
 		}
 		chosen = append(chosen, all[i])
