@@ -76,18 +76,21 @@ func (g *guard) check(now time.Time) {
 	}
 }
 
-// waiting tells whether the next thing to happen is the registry's to do. The
-// caller holds mu.
+// waiting tells whether the next thing to happen is the registry's to do. While
+// a layer is unpacked, another that gets no bytes may have failed long ago: the
+// copy tells that at its end only. The caller holds mu.
 func (g *guard) waiting() bool {
-	if !g.fetched {
-		return true
-	}
+	waiting := !g.fetched
 	for _, l := range g.layers {
-		if !l.done && l.offset < l.total {
-			return true
+		switch {
+		case l.done:
+		case l.offset >= l.total:
+			return false
+		default:
+			waiting = true
 		}
 	}
-	return false
+	return waiting
 }
 
 // note takes an event of the copy.

@@ -265,7 +265,7 @@ func (p *pull) sync(context.Context) error {
 	if p.present {
 		return nil
 	}
-	dir, err := os.Open(graphRoot(p.s.opts))
+	dir, err := os.Open(p.s.opts.Root)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func TestBadRegistries(t *testing.T) {
 	r := registry.Start(t)
 	r.Add("app", img, "v1")
 	o := testOptions(t, r)
-	o.ProgressTimeout = time.Second
+	o.ProgressTimeout = 3 * time.Second
 	s := openStore(t, o)
 	for _, c := range cases {
 		t.Run(c.name+" is an error and leaves nothing", func(t *testing.T) {

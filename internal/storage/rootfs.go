@@ -108,9 +108,9 @@ func (s *Store) container(id string) (container, bool) {
 func (s *Store) upper(layer string) string {
 	switch s.opts.Driver {
 	case "overlay":
-		return filepath.Join(graphRoot(s.opts), "overlay", layer, "diff")
+		return filepath.Join(s.opts.Root, "overlay", layer, "diff")
 	case "vfs":
-		return filepath.Join(graphRoot(s.opts), "vfs", "dir", layer)
+		return filepath.Join(s.opts.Root, "vfs", "dir", layer)
 	}
 	return ""
 }

@@ -125,7 +125,7 @@ func openLibrary(o Options) (storage.Store, error) {
 		options = append([]string{"overlay.skip_mount_home=true"}, options...)
 	}
 	store, err := storage.GetStore(storagetypes.StoreOptions{
-		GraphRoot:          graphRoot(o),
+		GraphRoot:          o.Root,
 		RunRoot:            o.RunRoot,
 		GraphDriverName:    o.Driver,
 		GraphDriverOptions: options,
@@ -139,11 +139,9 @@ func openLibrary(o Options) (storage.Store, error) {
 	return store, os.MkdirAll(tempDir(o), 0o700)
 }
 
-func graphRoot(o Options) string { return filepath.Join(o.Root, "storage") }
-
 // tempDir holds layers while they are fetched. It is on the store's
 // filesystem, since /var/tmp may be small.
-func tempDir(o Options) string { return filepath.Join(graphRoot(o), "tmp") }
+func tempDir(o Options) string { return filepath.Join(o.Root, "tmp") }
 
 func systemContext(o Options) types.SystemContext {
 	return types.SystemContext{

@@ -337,7 +337,7 @@ func TestRootFS(t *testing.T) {
 		})
 		eventually(t, "images and containers are measured", func() bool {
 			images, containers := s.FsInfo()
-			return images.UsedBytes > 0 && images.InodesUsed >= 6 && containers.UsedBytes >= 100_000 && images.Mountpoint == graphRoot(s.opts)
+			return images.UsedBytes > 0 && images.InodesUsed >= 6 && containers.UsedBytes >= 100_000 && images.Mountpoint == s.opts.Root
 		})
 	})
 	t.Run("mounting again finds the mount", func(t *testing.T) {
@@ -440,7 +440,7 @@ func TestRepair(t *testing.T) {
 	hex, _ := parseID(damaged.ID)
 
 	t.Run("an image whose config is damaged is deleted, and others stay", func(t *testing.T) {
-		files, err := filepath.Glob(filepath.Join(graphRoot(o), "overlay-images", hex, "*"))
+		files, err := filepath.Glob(filepath.Join(o.Root, "overlay-images", hex, "*"))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("no files of the image: %v", err)
 		}

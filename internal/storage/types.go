@@ -8,8 +8,8 @@ import (
 
 // Options say where images live and by which rules they are pulled.
 type Options struct {
-	// Root holds layers and images for good, in Root/storage; RunRoot is what a
-	// reboot may take, used as it is.
+	// Root holds layers and images for good, RunRoot what a reboot may take. Both
+	// are the store's alone.
 	Root, RunRoot string
 	// Driver is the graph driver, "overlay" when empty. DriverOptions are its
 	// options as in containers-storage.conf(5), such as "overlay.mountopt=nodev".

@@ -213,6 +213,8 @@ func TestGuard(t *testing.T) {
 	event := func(kind types.ProgressEvent, offset uint64) types.ProgressProperties {
 		return types.ProgressProperties{Event: kind, Artifact: types.BlobInfo{Digest: digest.Digest(someDigest), Size: 100}, Offset: offset}
 	}
+	other := event(types.ProgressEventNewArtifact, 0)
+	other.Artifact.Digest = "sha256:" + digest.Digest(strings.Repeat("f", 64))
 	newArtifact, read, done := types.ProgressEventNewArtifact, types.ProgressEventRead, types.ProgressEventDone
 	cases := []struct {
 		name   string
@@ -225,6 +227,8 @@ func TestGuard(t *testing.T) {
 		{"a layer that stalls", []types.ProgressProperties{event(newArtifact, 0), event(read, 50)}, 2 * time.Second, "has sent nothing"},
 		{"a layer that is being unpacked", []types.ProgressProperties{event(newArtifact, 0), event(read, 100)}, time.Minute, ""},
 		{"a layer that is being unpacked for ever", []types.ProgressProperties{event(newArtifact, 0), event(read, 100)}, time.Hour, "unpacking"},
+		{"a layer that stalls while another is unpacked", []types.ProgressProperties{other, event(newArtifact, 0), event(read, 100)}, time.Minute, ""},
+		{"a layer that stalls after another was unpacked", []types.ProgressProperties{other, event(newArtifact, 0), event(done, 100)}, 2 * time.Second, "has sent nothing"},
 		{"a layer that is done", []types.ProgressProperties{event(newArtifact, 0), event(done, 100)}, time.Minute, ""},
 		{"a layer that is too long", []types.ProgressProperties{event(newArtifact, 0), event(read, 101)}, 0, "more than the 100 bytes"},
 	}

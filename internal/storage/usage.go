@@ -44,7 +44,7 @@ type upperUsage struct {
 
 func newUsage(s *Store) *usage {
 	u := &usage{s: s, wake: make(chan struct{}, 1), layers: map[string]measured{}, containers: map[string]*upperUsage{}, stale: true}
-	u.images = FsUsage{Mountpoint: graphRoot(s.opts), At: time.Now()}
+	u.images = FsUsage{Mountpoint: s.opts.Root, At: time.Now()}
 	// Until it is measured: what the layers were when they were unpacked.
 	if layers, err := s.store.Layers(); err == nil {
 		for _, l := range layers {
@@ -63,7 +63,7 @@ func (s *Store) FsInfo() (images, containers FsUsage) {
 	defer u.mu.Unlock()
 	u.asked = time.Now()
 	u.wakeUp()
-	containers = FsUsage{Mountpoint: graphRoot(s.opts), At: u.asked}
+	containers = FsUsage{Mountpoint: s.opts.Root, At: u.asked}
 	for _, c := range u.containers {
 		containers.UsedBytes += c.UsedBytes
 		containers.InodesUsed += c.InodesUsed
@@ -150,7 +150,7 @@ func (u *usage) measureImages(ctx context.Context) {
 		klog.ErrorS(err, "Cannot measure what images use")
 		return
 	}
-	total := FsUsage{Mountpoint: graphRoot(u.s.opts)}
+	total := FsUsage{Mountpoint: u.s.opts.Root}
 	next := make(map[string]measured, len(layers))
 	for _, l := range layers {
 		m, ok := u.layers[l.ID]
