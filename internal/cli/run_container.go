@@ -233,11 +233,11 @@ func (o *containerFlags) security() (*runtimeapi.LinuxContainerSecurityContext, 
 		ReadonlyRootfs: o.readOnly,
 		Capabilities:   &runtimeapi.Capability{AddCapabilities: o.capAdd, DropCapabilities: o.capDrop},
 		Seccomp:        &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
-		Apparmor:       &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
 	}
+	// No AppArmor profile: then a runtime takes its default where the machine has AppArmor, while
+	// asking for the default is an error elsewhere.
 	if o.privileged {
 		s.Seccomp.ProfileType = runtimeapi.SecurityProfile_Unconfined
-		s.Apparmor.ProfileType = runtimeapi.SecurityProfile_Unconfined
 	} else {
 		s.MaskedPaths, s.ReadonlyPaths = maskedPaths, readonlyPaths
 	}

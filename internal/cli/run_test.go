@@ -203,7 +203,7 @@ func TestRunConfigs(t *testing.T) {
 				NamespaceOptions: namespaces,
 				RunAsUser:        &runtimeapi.Int64Value{Value: 1000}, RunAsGroup: &runtimeapi.Int64Value{Value: 50},
 				ReadonlyRootfs: true, MaskedPaths: maskedPaths, ReadonlyPaths: readonlyPaths,
-				Seccomp: &runtimeapi.SecurityProfile{}, Apparmor: &runtimeapi.SecurityProfile{},
+				Seccomp: &runtimeapi.SecurityProfile{},
 			},
 		},
 	}
