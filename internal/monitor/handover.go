@@ -71,6 +71,22 @@ func (h *handover) exec(binary, stateDir string) error {
 	return fmt.Errorf("exec %s: %w", binary, err)
 }
 
+// ownFds keeps all fds that this process was started with from its children: what
+// whoever started it left open by mistake would end up in containers.
+func ownFds() {
+	const first = 3
+	if unix.CloseRange(first, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return
+	}
+	// A kernel before 5.11.
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd >= first {
+			setCloexec([]int{fd}, true)
+		}
+	}
+}
+
 func setCloexec(fds []int, on bool) {
 	flag := 0
 	if on {
@@ -107,7 +123,6 @@ func (k *keeper) takeHandover(fd int) error {
 	if err := json.NewDecoder(io.LimitReader(f, maxHandover)).Decode(&h); err != nil {
 		return fmt.Errorf("read handover: %w", err)
 	}
-	setCloexec(h.fds(), true)
 	k.lock, k.listen, k.shmFd, k.origin, k.pump = h.Lock, h.Listen, h.Shm, h.Origin, h.Pump
 	k.told = map[int]bool{}
 	var err error

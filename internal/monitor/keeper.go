@@ -67,6 +67,7 @@ type packet struct {
 
 // RunKeeper is the monitor's first process. It returns when it was told to stop.
 func RunKeeper(o KeeperOptions) error {
+	ownFds()
 	k := &keeper{
 		dir: newPaths(o.StateDir), version: o.Version,
 		held: map[key]*held{}, byPid: map[int]key{}, store: newFdStore(),
@@ -281,6 +282,7 @@ func (k *keeper) startPump() {
 	k.pump, k.link, k.packets = pid, l, make(chan packet)
 	go k.read(l, k.packets)
 	k.handOver()
+	k.reapChildren() // who ended while there was no pump
 }
 
 // handOver tells a new pump of every process, and gives it duplicates of the fds.

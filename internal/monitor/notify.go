@@ -84,7 +84,6 @@ func (s *fdStore) inherited() storedFds {
 	const first = 3 // SD_LISTEN_FDS_START
 	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
 	for i := range n {
-		setCloexec([]int{first + i}, true)
 		if i < len(names) {
 			fds[names[i]] = first + i
 		}

@@ -57,7 +57,7 @@ type pump struct {
 // RunPump is the monitor's second process, started by the keeper. It does not return
 // unless something is wrong: it is told to exit, or becomes the keeper.
 func RunPump(stateDir, version string) error {
-	setCloexec([]int{pumpLinkFd, pumpListenFd, pumpShmFd, pumpLockFd}, true)
+	ownFds()
 	pu := &pump{
 		dir: newPaths(stateDir), version: version,
 		listen: pumpListenFd, shmFd: pumpShmFd, lock: pumpLockFd, keeper: os.Getppid(),

@@ -40,7 +40,7 @@ func TestContainer(t *testing.T) {
 		}
 	})
 	t.Run("a signal's end has code 128 and its number", func(t *testing.T) {
-		b := n.run(n.shell("sleep 1000"))
+		b := n.run(n.shell("exec sleep 1000"))
 		must(t, n.c.Signal(n.ctx(), b.id, "", syscall.SIGTERM))
 		if e := b.wait(); e.Code != 143 || e.Signal != 15 {
 			t.Errorf("exit %+v", e)
@@ -102,7 +102,7 @@ func TestContainer(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	n := fakeNode(t)
-	b := n.run(n.shell("sleep 1000"))
+	b := n.run(n.shell("exec sleep 1000"))
 	exec := func(t *testing.T, stdin bool, script string) *ExecSession {
 		t.Helper()
 		s, err := n.c.Exec(n.ctx(), ExecRequest{

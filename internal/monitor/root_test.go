@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cri-engine/cri-engine/internal/cgroup"
 )
 
 // runcNode is a node with the real runtime, for tests that need what only the kernel does.
@@ -30,6 +32,10 @@ func runcNode(t testing.TB) *node {
 		t.Skip("needs busybox, static, for a root filesystem")
 	}
 	makeRootFS(t, busybox)
+	t.Cleanup(func() {
+		// What a test leaves in a cgroup is an error of the monitor.
+		must(t, cgroup.Remove("/monitor-test"))
+	})
 	return newNode(t, Runtime{Path: runc})
 }
 
@@ -79,7 +85,7 @@ func killUnderLoad(t *testing.T, kills int, keeper func(int) bool) {
 		writers = append(writers, n.run(n.shell(counter(bursts)+"; exit "+strconv.Itoa(40+i))))
 	}
 	// In a container of its own: an exec dies with its container.
-	other := n.run(n.shell("sleep 10000"))
+	other := n.run(n.shell("exec sleep 10000"))
 	s, err := n.c.Exec(n.ctx(), ExecRequest{ID: other.id, ExecID: "e", Runtime: n.runtime,
 		Process: fmt.Appendf(nil, `{"args":["/bin/sh","-c",%q],"cwd":"/","env":["PATH=/bin"]}`, counter(bursts)+"; exit 9")})
 	must(t, err)
@@ -225,7 +231,7 @@ func TestKilledWhileCreating(t *testing.T) {
 		var b *box
 		go func() {
 			var err error
-			b, err = n.tryCreate(n.shell("sleep 1000"))
+			b, err = n.tryCreate(n.shell("exec sleep 1000"))
 			done <- err
 		}()
 		time.Sleep(time.Duration(i*4) * time.Millisecond)
