@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -193,7 +194,11 @@ func Remove(path string) error {
 		return err
 	}
 	var errs []error
-	for _, root := range mounts {
+	roots := slices.Collect(maps.Values(mounts))
+	if _, mounted := mounts[""]; !mounted {
+		roots = append(roots, "/sys/fs/cgroup/unified") // see Rmdir
+	}
+	for _, root := range roots {
 		errs = append(errs, removeTree(filepath.Join(root, filepath.Clean("/"+path))))
 	}
 	return errors.Join(errs...)
@@ -208,8 +213,25 @@ func removeTree(dir string) error {
 		return skipGone(err)
 	})
 	for _, d := range slices.Backward(dirs) {
-		if e := unix.Rmdir(d); e != nil && e != unix.ENOENT {
+		if e := Rmdir(d); e != nil {
 			err = errors.Join(err, fmt.Errorf("remove cgroup %s: %w", d, e))
+		}
+	}
+	return err
+}
+
+// Rmdir removes the directory of one empty cgroup; nil when it is gone. Where
+// nothing is mounted on /sys/fs/cgroup/unified, crun takes it for a hierarchy
+// nevertheless and leaves directories and files on the tmpfs: those go too.
+func Rmdir(dir string) error {
+	err := unix.Rmdir(dir)
+	switch err {
+	case nil, unix.ENOENT:
+		return nil
+	case unix.ENOTEMPTY:
+		var fs unix.Statfs_t
+		if unix.Statfs(dir, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
+			return os.RemoveAll(dir)
 		}
 	}
 	return err

@@ -139,7 +139,7 @@ func (p *prober) probe(ctx context.Context, c HandlerConfig, trial bool) (*Handl
 	}
 	known := p.cache.get(key)
 	if known.Version == "" {
-		if known.Version, known.Features, err = ask(ctx, binary); err != nil {
+		if known.Version, known.Features, err = ask(ctx, binary, p.stateDir); err != nil {
 			return nil, err
 		}
 	}
@@ -199,8 +199,16 @@ func lookUp(c HandlerConfig) (string, error) {
 }
 
 // ask has a binary tell its version and its features; not all know the latter.
-func ask(ctx context.Context, binary string) (version string, f features.Features, err error) {
-	out, err := output(ctx, binary, "--version")
+func ask(ctx context.Context, binary, stateDir string) (version string, f features.Features, err error) {
+	if err := os.MkdirAll(stateDir, 0o711); err != nil {
+		return "", f, err
+	}
+	root, err := os.MkdirTemp(stateDir, "probe-")
+	if err != nil {
+		return "", f, err
+	}
+	defer os.RemoveAll(root)
+	out, err := output(ctx, binary, root, "--version")
 	if err != nil {
 		return "", f, err
 	}
@@ -208,7 +216,7 @@ func ask(ctx context.Context, binary string) (version string, f features.Feature
 	if version == "" {
 		return "", f, fmt.Errorf("%s --version: printed nothing", binary)
 	}
-	out, err = output(ctx, binary, "features")
+	out, err = output(ctx, binary, root, "features")
 	if ctx.Err() != nil {
 		return "", f, ctx.Err()
 	}

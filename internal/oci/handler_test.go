@@ -23,7 +23,7 @@ func fakeRuntime(tb testing.TB, name, version, features string) (binary, calls s
 	tb.Helper()
 	dir := tb.TempDir()
 	binary, calls = filepath.Join(dir, name), filepath.Join(dir, "calls")
-	script := fmt.Sprintf("#!/bin/sh\necho \"$1\" >> %s\ncase \"$1\" in\n--version) %s;;\nfeatures) %s;;\n*) exit 1;;\nesac\n", calls, version, features)
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --root ] && shift 2\necho \"$1\" >> %s\ncase \"$1\" in\n--version) %s;;\nfeatures) %s;;\n*) exit 1;;\nesac\n", calls, version, features)
 	write(tb, binary, script)
 	if err := os.Chmod(binary, 0o755); err != nil {
 		tb.Fatal(err)

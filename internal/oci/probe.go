@@ -24,8 +24,10 @@ const (
 	maxOutput = 1 << 20
 )
 
-// output runs a command that tells something.
-func output(ctx context.Context, binary string, args ...string) ([]byte, error) {
+// output runs a command that tells something. The root is named even here: crun
+// makes its default one, whatever it is called for.
+func output(ctx context.Context, binary, root string, args ...string) ([]byte, error) {
+	args = append([]string{"--root", root}, args...)
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	stdout, stderr := &bounded{most: maxOutput}, &bounded{most: 2048}

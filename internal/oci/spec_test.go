@@ -77,13 +77,13 @@ func TestEnvironment(t *testing.T) {
 		in.Image.Env = []string{"A=image", "B=image", "no variable", "=neither"}
 		in.Config.Envs = env("B", "request=with=signs", "C", "", "C", "last", "TERM", "vt100")
 		spec, _ := build(t, in, ableHost())
-		equal(t, "env", spec.Process.Env, []string{defaultPath, "HOSTNAME=pod", "TERM=vt100", "A=image", "B=request=with=signs", "C=last"})
+		equal(t, "env", spec.Process.Env, []string{defaultPath, "HOSTNAME=pod", "TERM=vt100", "A=image", "B=request=with=signs", "C=last", "HOME=/"})
 	})
 	t.Run("the image's PATH replaces ours", func(t *testing.T) {
 		in := testInput(t)
 		in.Image.Env = []string{"PATH=/x"}
 		spec, _ := build(t, in, ableHost())
-		equal(t, "env", spec.Process.Env, []string{"PATH=/x", "HOSTNAME=pod"})
+		equal(t, "env", spec.Process.Env, []string{"PATH=/x", "HOSTNAME=pod", "HOME=/"})
 	})
 	for _, c := range []struct{ name, key, value, field string }{
 		{"an empty key is refused", "", "v", "config.envs[0].key"},

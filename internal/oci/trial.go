@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/cri-engine/cri-engine/internal/cgroup"
 	"github.com/cri-engine/cri-engine/internal/pause"
 )
 
@@ -162,26 +163,12 @@ func (t *trial) cleanUp(ctx context.Context) error {
 		return err
 	}
 	var errs []error
-	for _, cgroup := range append(left, filepath.Join(cgroupRoot, t.id)) {
-		if err := removeCgroup(cgroup); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, &os.PathError{Op: "rmdir", Path: cgroup, Err: err})
+	for _, dir := range append(left, filepath.Join(cgroupRoot, t.id)) {
+		if err := cgroup.Rmdir(dir); err != nil {
+			errs = append(errs, &os.PathError{Op: "rmdir", Path: dir, Err: err})
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func removeCgroup(dir string) error {
-	err := unix.Rmdir(dir)
-	if !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
-	// Where nothing is mounted on /sys/fs/cgroup/unified, crun takes it for a
-	// hierarchy nevertheless and leaves directories and files on the tmpfs.
-	var fs unix.Statfs_t
-	if unix.Statfs(dir, &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
-		return os.RemoveAll(dir)
-	}
-	return err
 }
 
 // call runs the OCI runtime. Its output, and the container's stderr, are a

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -31,13 +32,14 @@ func (b *builder) resolveUser() error {
 		return err
 	}
 	accounts := accounts{root: b.RootFS}
-	uid, gid, name, err := want.lookUp(&accounts)
+	u, err := want.lookUp(&accounts)
 	if err != nil {
 		return err
 	}
-	groups := []int64{gid}
-	if b.sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge && name != "" {
-		members, err := accounts.groupsOf(name)
+	b.setHome(u.home)
+	groups := []int64{u.gid}
+	if b.sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Merge && u.name != "" {
+		members, err := accounts.groupsOf(u.name)
 		if err != nil {
 			return err
 		}
@@ -49,14 +51,26 @@ func (b *builder) resolveUser() error {
 		}
 		groups = append(groups, g)
 	}
-	b.user = User{UID: uid, GID: gid, AdditionalGroups: unique(groups)}
-	b.spec.Process.User = specs.User{UID: uint32(uid), GID: uint32(gid)}
+	b.user = User{UID: u.uid, GID: u.gid, AdditionalGroups: unique(groups)}
+	b.spec.Process.User = specs.User{UID: uint32(u.uid), GID: uint32(u.gid)}
 	for _, g := range b.user.AdditionalGroups {
 		// The primary group is among them: else a file's "others" bits could give the
 		// process more than its group's do (CVE-2022-36109).
 		b.spec.Process.User.AdditionalGids = append(b.spec.Process.User.AdditionalGids, uint32(g))
 	}
 	return nil
+}
+
+// setHome adds HOME unless the image or the request has it. OCI runtimes differ
+// in what they do for a user without an account; "/" is what runc's users know.
+func (b *builder) setHome(home string) {
+	if slices.ContainsFunc(b.spec.Process.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+		return
+	}
+	if !strings.HasPrefix(home, "/") || strings.ContainsRune(home, 0) || !utf8.ValidString(home) {
+		home = "/"
+	}
+	b.spec.Process.Env = append(b.spec.Process.Env, "HOME="+home)
 }
 
 // userWanted is a user and a group as names or numbers, "" for none.
@@ -99,8 +113,9 @@ func (b *builder) wantedUser() (userWanted, error) {
 	return want, nil
 }
 
-// lookUp resolves user and group. The name is "" for a number that has no account.
-func (w userWanted) lookUp(a *accounts) (uid, gid int64, name string, err error) {
+// lookUp resolves user and group. The account has no name and no home for a
+// number that passwd(5) does not have; its gid is the group wanted, else its own.
+func (w userWanted) lookUp(a *accounts) (account, error) {
 	if w.user == "" {
 		w.user = "0"
 	}
@@ -109,26 +124,24 @@ func (w userWanted) lookUp(a *accounts) (uid, gid int64, name string, err error)
 		isNumber, err = false, nil
 	}
 	if err != nil {
-		return 0, 0, "", err
+		return account{}, err
 	}
-	account, found, err := a.user(func(u account) bool {
+	u, found, err := a.user(func(u account) bool {
 		return isNumber && u.uid == number || !isNumber && u.name == w.user
 	})
 	if err != nil {
-		return 0, 0, "", err
+		return account{}, err
 	}
-	switch {
-	case found:
-		uid, gid, name = account.uid, account.gid, account.name
-	case isNumber:
-		uid = number
-	default:
-		return 0, 0, "", invalid(w.userField, w.user, "no such user in the image's /etc/passwd")
+	if !found && !isNumber {
+		return account{}, invalid(w.userField, w.user, "no such user in the image's /etc/passwd")
+	}
+	if !found {
+		u.uid = number
 	}
 	if w.group != "" {
-		gid, err = w.lookUpGroup(a)
+		u.gid, err = w.lookUpGroup(a)
 	}
-	return uid, gid, name, err
+	return u, err
 }
 
 func (w userWanted) lookUpGroup(a *accounts) (int64, error) {
@@ -177,6 +190,7 @@ func unique(ids []int64) []int64 {
 type account struct {
 	name     string
 	uid, gid int64
+	home     string
 }
 
 // accounts are the users and groups of a root filesystem, which is whatever an
@@ -191,6 +205,9 @@ func (a *accounts) user(match func(account) bool) (account, bool, error) {
 	}
 	for f := range records(data, 4) {
 		u := account{name: f[0]}
+		if len(f) > 5 {
+			u.home = f[5]
+		}
 		var ok1, ok2 bool
 		u.uid, ok1 = fileID(f[2])
 		u.gid, ok2 = fileID(f[3])

@@ -142,6 +142,34 @@ func TestUserOfHostileImage(t *testing.T) {
 	})
 }
 
+func TestHomeIsTheAccountsUnlessItIsSet(t *testing.T) {
+	cases := []struct {
+		name, user, want string
+		env              []string
+	}{
+		{"the home that passwd has", "app", "HOME=/home/app", nil},
+		{"the root directory for a number without an account", "4242", "HOME=/", nil},
+		{"the image's own", "app", "HOME=/srv", []string{"HOME=/srv"}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			in := testInput(t)
+			write(t, in.RootFS+"/etc/passwd", "app:x:1000:1000::/home/app:/bin/sh\n")
+			in.Image.User, in.Image.Env = c.user, c.env
+			spec, _ := build(t, in, ableHost())
+			var homes []string
+			for _, e := range spec.Process.Env {
+				if strings.HasPrefix(e, "HOME=") {
+					homes = append(homes, e)
+				}
+			}
+			if len(homes) != 1 || homes[0] != c.want {
+				t.Errorf("got %q, want %q", homes, c.want)
+			}
+		})
+	}
+}
+
 func FuzzAccounts(f *testing.F) {
 	f.Add(testPasswd, "app")
 	f.Add(testGroup, "app")
@@ -162,9 +190,9 @@ func FuzzAccounts(f *testing.F) {
 			return
 		}
 		write(t, root+"/etc/passwd", data)
-		uid, gid, _, err := userWanted{user: name}.lookUp(&accounts{root: root})
-		if err == nil && (uid < 0 || uid > maxID || gid < 0 || gid > maxID) {
-			t.Errorf("user %d:%d", uid, gid)
+		u, err := userWanted{user: name}.lookUp(&accounts{root: root})
+		if err == nil && (u.uid < 0 || u.uid > maxID || u.gid < 0 || u.gid > maxID) {
+			t.Errorf("user %+v", u)
 		}
 	})
 }
