@@ -1,12 +1,15 @@
 package cni
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -95,7 +98,11 @@ func sysctlNamespace(path string) string {
 // shows each thread its own under /proc/sys.
 func writeSysctls(sysctls []sysctl) error {
 	for _, s := range sysctls {
-		if err := writeSysctl(s); err != nil {
+		err := writeSysctl(s)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
+			err = fmt.Errorf("%w: %w", ErrInvalid, err) // this kernel has no such name, or refuses the value
+		}
+		if err != nil {
 			return fmt.Errorf("set sysctl %s=%q: %w", strings.ReplaceAll(s.path, "/", "."), s.value, err)
 		}
 	}

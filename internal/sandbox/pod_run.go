@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,6 +26,8 @@ type podRun struct {
 	e       *Engine
 	p       *pod
 	handler *oci.Handler
+	// laterSysctls are those of interfaces that the network will make.
+	laterSysctls map[string]string
 	// undoFailed keeps the record, so that what could not be undone is tried again.
 	undoFailed bool
 }
@@ -40,6 +41,7 @@ func (r *podRun) steps() []steps.Step {
 		{Name: "namespaces", Do: r.namespaces, Undo: r.undo(r.unpin)},
 		{Name: "network-intent", Do: r.networkIntent},
 		{Name: "network", Do: r.network, Undo: r.undo(r.detach)},
+		{Name: "interface-sysctls", Do: r.interfaceSysctls},
 		{Name: "files", Do: r.files},
 		{Name: "shm", Do: r.shm, Undo: r.undo(r.unmountShm)},
 		{Name: "init", Do: r.init, Undo: r.undo(r.deleteInit)},
@@ -67,6 +69,9 @@ func (e *Engine) RunPod(ctx context.Context, cfg *runtimeapi.PodSandboxConfig, h
 		return "", err
 	}
 	if err := checkPodNamespaces(cfg, h); err != nil {
+		return "", err
+	}
+	if err := oci.CheckCgroupParent(e.o.CgroupDriver, cfg.GetLinux().GetCgroupParent()); err != nil {
 		return "", err
 	}
 	name := podName(cfg.GetMetadata())
@@ -219,40 +224,55 @@ func (e *Engine) removePodDir(id string) error { return os.RemoveAll(e.podDir(id
 
 func (r *podRun) namespaces(context.Context) error {
 	rec := &r.p.rec
-	spec := cni.NamespaceSpec{Net: rec.NetNS, IPC: rec.IPCNS, UTS: rec.UTSNS, Sysctls: maps.Clone(r.p.cfg.GetLinux().GetSysctls())}
+	spec := cni.NamespaceSpec{Net: rec.NetNS, IPC: rec.IPCNS, UTS: rec.UTSNS}
 	if spec.UTS != "" {
 		spec.Hostname = r.p.cfg.GetHostname()
 	}
-	if spec.Sysctls == nil {
-		spec.Sysctls = map[string]string{}
-	}
-	for name, value := range r.e.sysctls {
-		if !strings.HasPrefix(name, "net.") || spec.Net != "" {
-			setDefault(spec.Sysctls, name, value)
-		}
-	}
-	if spec.Net != "" {
-		if r.e.o.Config.Runtime.UnprivilegedPorts {
-			setDefault(spec.Sysctls, "net.ipv4.ip_unprivileged_port_start", "0")
-		}
-		if r.e.o.Config.Runtime.UnprivilegedICMP {
-			// The largest group id that the kernel takes here (ping_group_range in ip-sysctl).
-			setDefault(spec.Sysctls, "net.ipv4.ping_group_range", "0 2147483647")
-		}
-	}
+	spec.Sysctls, r.laterSysctls = cni.SplitSysctls(r.sysctls())
 	if spec.Net == "" && spec.IPC == "" && spec.UTS == "" {
+		if len(spec.Sysctls) > 0 {
+			return fmt.Errorf("config.linux.sysctls: the pod has no namespace of its own to set them in: %w", ErrInvalid)
+		}
 		return nil
 	}
 	return cni.NewNamespaces(spec)
 }
 
-func setDefault(m map[string]string, name, value string) {
-	if _, have := m[strings.ReplaceAll(name, ".", "/")]; have {
-		return
+// sysctls are the request's, and our defaults for those it does not set.
+func (r *podRun) sysctls() map[string]string {
+	rec := &r.p.rec
+	all := map[string]string{}
+	for name, value := range r.p.cfg.GetLinux().GetSysctls() {
+		all[dotted(name)] = value
 	}
-	if _, have := m[name]; !have {
-		m[name] = value
+	setDefault := func(name, value string) {
+		if _, have := all[name]; !have {
+			all[name] = value
+		}
 	}
+	for name, value := range r.e.sysctls {
+		name = dotted(name)
+		// A default that does not fit a pod on the host's namespaces is not its fault.
+		if isNet := strings.HasPrefix(name, "net."); isNet && rec.NetNS != "" || !isNet && rec.IPCNS != "" {
+			setDefault(name, value)
+		}
+	}
+	if rec.NetNS != "" && r.e.o.Config.Runtime.UnprivilegedPorts {
+		setDefault("net.ipv4.ip_unprivileged_port_start", "0")
+	}
+	if rec.NetNS != "" && r.e.o.Config.Runtime.UnprivilegedICMP {
+		// The largest group id that the kernel takes here (ping_group_range in ip-sysctl).
+		setDefault("net.ipv4.ping_group_range", "0 2147483647")
+	}
+	return all
+}
+
+// dotted is a sysctl's name with dots, as sysctl(8) reads one with slashes.
+func dotted(name string) string {
+	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '.' {
+		return name
+	}
+	return strings.NewReplacer("/", ".", ".", "/").Replace(name)
 }
 
 func (r *podRun) unpin(context.Context) error { return r.e.unpin(r.p) }
@@ -309,6 +329,11 @@ func (r *podRun) network(ctx context.Context) error {
 	r.p.rec.Result = &result
 	r.p.mu.Unlock()
 	return nil
+}
+
+// interfaceSysctls sets those of interfaces that the network has made by now.
+func (r *podRun) interfaceSysctls(context.Context) error {
+	return cni.SetSysctls(r.p.rec.NetNS, r.p.rec.IPCNS, r.laterSysctls)
 }
 
 func (r *podRun) detach(ctx context.Context) error { return r.e.detach(ctx, r.p) }
