@@ -39,6 +39,7 @@ var (
 )
 
 // checkID checks the id of a pod or container, or the start of one.
+// An id that is no id of ours is of nothing we know, which is not the same as a bad request.
 func checkID(field, id string) error {
 	switch {
 	case id == "":
@@ -49,10 +50,10 @@ func checkID(field, id string) error {
 	return nil
 }
 
-// seconds is a timeout in a request.
-func seconds(field string, n int64) (time.Duration, error) {
+// seconds is a request's field timeout.
+func seconds(n int64) (time.Duration, error) {
 	if n < 0 {
-		return 0, invalid(field, strconv.FormatInt(n, 10), "is negative")
+		return 0, invalid("timeout", strconv.FormatInt(n, 10), "is negative")
 	}
 	return time.Duration(min(n, math.MaxInt64/int64(time.Second))) * time.Second, nil
 }
@@ -84,7 +85,8 @@ func checkPodMetadata(field string, m *runtimeapi.PodSandboxMetadata) error {
 	)
 }
 
-func checkContainerConfig(field string, c *runtimeapi.ContainerConfig) error {
+func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
+	const field = "config"
 	if c == nil {
 		return invalid(field, "", "is missing")
 	}
@@ -290,7 +292,8 @@ func checkCgroupParent(field, parent string) error {
 	return checkPlain(field, parent)
 }
 
-func checkCommand(field string, command []string) error {
+func checkCommand(command []string) error {
+	const field = "cmd"
 	if len(command) == 0 || command[0] == "" {
 		return invalid(field, "", "is empty")
 	}

@@ -63,7 +63,7 @@ func TestCheckPodConfig(t *testing.T) {
 		field  string
 	}{
 		{"as a kubelet sends it", func(*pod) {}, ""},
-		{"the least there can be", func(p *pod) { *p = pod{Metadata: p.Metadata} }, ""}, //nolint:govet // a test's own
+		{"the least there can be", func(p *pod) { *p = pod{Metadata: p.Metadata} }, ""},
 		{"no metadata", func(p *pod) { p.Metadata = nil }, "config.metadata"},
 		{"no name", func(p *pod) { p.Metadata.Name = "" }, "config.metadata.name"},
 		{"a name that is too long", func(p *pod) { p.Metadata.Name = strings.Repeat("n", 254) }, "config.metadata.name"},
@@ -135,7 +135,7 @@ func TestCheckContainerConfig(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			cc := containerConfig()
 			c.change(cc)
-			wantInvalid(t, checkContainerConfig("config", cc), c.field)
+			wantInvalid(t, checkContainerConfig(cc), c.field)
 		})
 	}
 }
@@ -143,15 +143,15 @@ func TestCheckContainerConfig(t *testing.T) {
 func TestDevicesThatWouldBeMissingAreRefused(t *testing.T) {
 	c := containerConfig()
 	c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v.com/gpu=0"}}
-	if err := checkContainerConfig("config", c); !errors.Is(err, errors.ErrUnsupported) {
+	if err := checkContainerConfig(c); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestCheckID(t *testing.T) {
 	for id, ok := range map[string]bool{
-		strings.Repeat("0f", 32): true, "3": true, "": false, strings.Repeat("0", 65): false,
-		"3F": false, "../3f": false, "3f\x00": false, "web": false, "3f\n": false,
+		strings.Repeat("0f", 32): true, "3": true, "": false, strings.Repeat("0", 129): false,
+		"5f3c1d2e-not-ours": true, "../3f": false, "a/b": false, "3f\x00": false, ".": false, "3f\n": false,
 	} {
 		if err := checkID("container_id", id); (err == nil) != ok {
 			t.Errorf("%q: got %v", id, err)
@@ -160,21 +160,21 @@ func TestCheckID(t *testing.T) {
 }
 
 func TestSeconds(t *testing.T) {
-	if d, err := seconds("timeout", 30); d != 30*time.Second || err != nil {
+	if d, err := seconds(30); d != 30*time.Second || err != nil {
 		t.Errorf("got %v, %v", d, err)
 	}
-	if d, err := seconds("timeout", math.MaxInt64); d < 100*365*24*time.Hour || err != nil {
+	if d, err := seconds(math.MaxInt64); d < 100*365*24*time.Hour || err != nil {
 		t.Errorf("a timeout over what a duration holds becomes %v, %v", d, err)
 	}
-	_, err := seconds("timeout", -1)
+	_, err := seconds(-1)
 	wantInvalid(t, err, "timeout")
 }
 
 func TestCheckCommand(t *testing.T) {
-	wantInvalid(t, checkCommand("cmd", []string{"ls", ""}), "")
-	wantInvalid(t, checkCommand("cmd", nil), "cmd")
-	wantInvalid(t, checkCommand("cmd", []string{""}), "cmd")
-	wantInvalid(t, checkCommand("cmd", []string{"ls", strings.Repeat("x", maxCommand)}), "cmd")
+	wantInvalid(t, checkCommand([]string{"ls", ""}), "")
+	wantInvalid(t, checkCommand(nil), "cmd")
+	wantInvalid(t, checkCommand([]string{""}), "cmd")
+	wantInvalid(t, checkCommand([]string{"ls", strings.Repeat("x", maxCommand)}), "cmd")
 }
 
 func TestCheckBounds(t *testing.T) {
@@ -240,7 +240,7 @@ func FuzzRequests(f *testing.F) {
 			_ = objectOf(&runtimeapi.RunPodSandboxRequest{Config: pod})
 		}
 		if proto.Unmarshal(data, container) == nil && checkBounds(container) == nil {
-			_ = checkContainerConfig("config", container)
+			_ = checkContainerConfig(container)
 		}
 	})
 }
