@@ -33,6 +33,7 @@ type world struct {
 	rootFSes  map[string]bool
 	processes map[string]*monitor.Info
 	signals   []string
+	detached  []string
 	events    chan monitor.Event
 	ignore    syscall.Signal // the processes live on after this signal
 	fail      map[string]error
@@ -117,7 +118,13 @@ func (w *world) RootFSes() []string {
 
 func (w *world) Intent(p cni.Pod) (cni.Pod, error)                { return p, nil }
 func (w *world) Add(context.Context, cni.Pod) (cni.Result, error) { return cni.Result{}, nil }
-func (w *world) Del(ctx context.Context, _ cni.Pod) error         { return w.at(ctx, "Del") }
+
+func (w *world) Del(ctx context.Context, p cni.Pod) error {
+	w.mu.Lock()
+	w.detached = append(w.detached, p.ID)
+	w.mu.Unlock()
+	return w.at(ctx, "Del")
+}
 
 func (w *world) Create(ctx context.Context, r monitor.CreateRequest) (monitor.Info, error) {
 	if err := w.at(ctx, "Create"); err != nil {
@@ -623,6 +630,38 @@ func TestADamagedRecordsContainerIsShownAsItIs(t *testing.T) {
 	}
 	if err := e.RemovePod(t.Context(), podID); err != nil || !w.empty() {
 		t.Errorf("removed with %v, empty: %v", err, w.empty())
+	}
+}
+
+func TestADamagedPodsRecordLeavesNothingBehind(t *testing.T) {
+	for _, withContainer := range []bool{true, false} {
+		t.Run(fmt.Sprintf("with a container: %v", withContainer), func(t *testing.T) {
+			w := newWorld(t)
+			e := w.engine()
+			podID := must(e.RunPod(t.Context(), podConfig("p"), ""))(t)
+			if withContainer {
+				_ = must(e.CreateContainer(t.Context(), podID, containerConfig("c"), nil))(t)
+			}
+			e.Close()
+			if err := os.WriteFile(filepath.Join(w.root, "pods", podID+".json"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			e = w.engine()
+			if withContainer {
+				if p := must(e.Pod(podID))(t); p.Ready || p.Config.GetMetadata().GetName() != "p" {
+					t.Errorf("the pod is %+v", p)
+				}
+				if err := e.RemovePod(t.Context(), podID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			waitFor(t, w.empty)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if !slices.Contains(w.detached, podID) {
+				t.Error("its network was not given back")
+			}
+		})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/oci"
 )
 
 // recover makes memory agree with the records, and the records with what the
@@ -22,7 +23,7 @@ import (
 // rest in the background, with the objects concerned shown as they then are.
 func (e *Engine) recover(ctx context.Context) error {
 	start := time.Now()
-	pods, containers, damaged, err := e.load()
+	pods, containers, damagedPods, damaged, err := e.load()
 	if err != nil {
 		return err
 	}
@@ -45,6 +46,9 @@ func (e *Engine) recover(ctx context.Context) error {
 	for _, id := range damaged {
 		e.restoreDamaged(id, known)
 	}
+	for _, id := range damagedPods {
+		e.clearDamaged(id)
+	}
 	for _, p := range e.allPods() {
 		e.reconcilePod(p, known)
 	}
@@ -54,12 +58,12 @@ func (e *Engine) recover(ctx context.Context) error {
 		}
 	}
 	e.sweep(known)
-	klog.InfoS("Pods and containers are restored", "pods", len(pods), "containers", len(containers), "damaged", len(damaged), "took", time.Since(start))
+	klog.InfoS("Pods and containers are restored", "pods", len(pods), "containers", len(containers), "damaged", len(damaged)+len(damagedPods), "took", time.Since(start))
 	return nil
 }
 
-// load reads all records; damaged are the ids of containers whose record can't be used.
-func (e *Engine) load() (pods []*podRecord, containers []*containerRecord, damaged []string, err error) {
+// load reads all records; damaged are the ids of those whose record can't be used.
+func (e *Engine) load() (pods []*podRecord, containers []*containerRecord, damagedPods, damaged []string, err error) {
 	checkPod := func(r *podRecord, id string) error {
 		if r.Version != recordVersion || r.ID != id || !validID(id) {
 			return fmt.Errorf("record of version %d with id %q: %w", r.Version, r.ID, ErrInvalid)
@@ -74,12 +78,12 @@ func (e *Engine) load() (pods []*podRecord, containers []*containerRecord, damag
 		_, _, err := decodeContainer(r.Config, r.PodConfig)
 		return err
 	}
-	pods, err = loadAll(e.records, e.records.pods, checkPod, func(string) {})
+	pods, err = loadAll(e.records, e.records.pods, checkPod, func(id string) { damagedPods = append(damagedPods, id) })
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, nil, err
 	}
 	containers, err = loadAll(e.records, e.records.containers, checkContainer, func(id string) { damaged = append(damaged, id) })
-	return pods, containers, damaged, err
+	return pods, containers, damagedPods, damaged, err
 }
 
 func (e *Engine) restorePod(rec *podRecord) {
@@ -94,11 +98,9 @@ func (e *Engine) restoreContainer(rec *containerRecord) {
 	cfg, podCfg, _ := decodeContainer(rec.Config, rec.PodConfig)
 	p := e.pods[rec.PodID]
 	if p == nil {
-		config, _ := encode(podCfg)
-		e.restorePod(&podRecord{
-			Version: recordVersion, ID: rec.PodID, Phase: phaseStopping, BootID: rec.BootID, CreatedAt: rec.CreatedAt,
-			Config: config, Handler: rec.Handler, CgroupParent: podCfg.GetLinux().GetCgroupParent(),
-		})
+		remains := e.remains(rec.PodID, rec.Handler)
+		remains.Phase, remains.CreatedAt, remains.Config = phaseStopping, rec.CreatedAt, rec.PodConfig
+		e.restorePod(&remains)
 		p = e.pods[rec.PodID]
 		klog.InfoS("A container's pod has no usable record; the pod is shown as stopped", "container", rec.ID, "pod", rec.PodID)
 	}
@@ -108,6 +110,33 @@ func (e *Engine) restoreContainer(rec *containerRecord) {
 	}
 	p.children[c.id] = c
 	e.containers[c.id], e.containerNames[c.name] = c, c
+}
+
+// remains is a record of all that a pod may have had, for one whose own record is
+// lost: every name follows from its id, and taking back what is not there is no error.
+func (e *Engine) remains(id, handler string) podRecord {
+	dir := e.podDir(id)
+	netns := e.netNSPath(id)
+	rec := podRecord{
+		Version: recordVersion, ID: id, Phase: phaseCreating, BootID: e.bootID, CreatedAt: time.Now(), Handler: handler,
+		NetNS: netns, IPCNS: filepath.Join(dir, "ns", "ipc"), UTSNS: filepath.Join(dir, "ns", "uts"),
+		Network:      &cni.Pod{ID: id, NetNS: netns},
+		CgroupParent: ownCgroupParent(e.o.CgroupDriver == oci.Systemd, id), OwnParent: true,
+	}
+	if h, err := e.handler(handler); err == nil {
+		rec.Init = &process{Runtime: e.runtimeOf(h)}
+	}
+	return rec
+}
+
+// clearDamaged takes back what a pod had whose record is lost, unless one of its
+// containers was found: then the pod is shown, and the kubelet removes it.
+func (e *Engine) clearDamaged(id string) {
+	if e.pods[id] != nil {
+		return
+	}
+	p := &pod{id: id, cfg: &runtimeapi.PodSandboxConfig{}, op: newOpLock(), rec: e.remains(id, ""), children: map[string]*container{}}
+	e.pods[id] = p // unlisted: its name is not known
 }
 
 // restoreDamaged shows a container whose record is lost by what its bundle says
