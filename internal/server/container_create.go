@@ -11,7 +11,7 @@ import (
 func (s *runtimeService) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
 	err := first(
 		func() error { return checkID("pod_sandbox_id", r.GetPodSandboxId()) },
-		func() error { return checkContainerConfig("config", r.GetConfig()) },
+		func() error { return checkContainerConfig(r.GetConfig()) },
 		func() error {
 			if r.GetSandboxConfig() == nil {
 				return nil // the pod's own is used

@@ -15,7 +15,7 @@ func (s *runtimeService) StopContainer(ctx context.Context, r *runtimeapi.StopCo
 	if err := checkID("container_id", r.GetContainerId()); err != nil {
 		return nil, err
 	}
-	timeout, err := seconds("timeout", r.GetTimeout())
+	timeout, err := seconds(r.GetTimeout())
 	if err != nil {
 		return nil, err
 	}

@@ -13,10 +13,10 @@ func (s *runtimeService) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncReq
 	if err := checkID("container_id", r.GetContainerId()); err != nil {
 		return nil, err
 	}
-	if err := checkCommand("cmd", r.GetCmd()); err != nil {
+	if err := checkCommand(r.GetCmd()); err != nil {
 		return nil, err
 	}
-	timeout, err := seconds("timeout", r.GetTimeout())
+	timeout, err := seconds(r.GetTimeout())
 	if err != nil {
 		return nil, err
 	}

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// ErrInUse: another process answers on the socket. It has to be stopped, or this
-// engine needs another socket.
+// ErrInUse means that another process answers on the socket. It has to be
+// stopped, or this engine needs another socket.
 var ErrInUse = errors.New("another process answers on this socket")
 
 // Listen makes the socket, for root and its group only. One that a process left

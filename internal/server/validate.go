@@ -38,8 +38,8 @@ var (
 	sysctl   = regexp.MustCompile(`^[a-zA-Z0-9_*-]+([./][a-zA-Z0-9_*-]+)+$`)
 )
 
-// checkID checks the id of a pod or container, or the start of one.
-// An id that is no id of ours is of nothing we know, which is not the same as a bad request.
+// checkID checks the id of a pod or container, or the start of one. One that has
+// the form of another engine's is of nothing we know, which is not a wrong request.
 func checkID(field, id string) error {
 	switch {
 	case id == "":

@@ -150,8 +150,8 @@ func TestDevicesThatWouldBeMissingAreRefused(t *testing.T) {
 
 func TestCheckID(t *testing.T) {
 	for id, ok := range map[string]bool{
-		strings.Repeat("0f", 32): true, "3": true, "": false, strings.Repeat("0", 129): false,
-		"5f3c1d2e-not-ours": true, "../3f": false, "a/b": false, "3f\x00": false, ".": false, "3f\n": false,
+		strings.Repeat("0f", 32): true, "3": true, "": false, strings.Repeat("0", 128): true, strings.Repeat("0", 129): false,
+		"3F": true, "../3f": false, "3f/x": false, "3f\x00": false, "web-0": true, "-3": false, "3f\n": false,
 	} {
 		if err := checkID("container_id", id); (err == nil) != ok {
 			t.Errorf("%q: got %v", id, err)
