@@ -22,6 +22,10 @@ func TestMain(m *testing.M) {
 	if Init() {
 		return
 	}
+	if spec := os.Getenv(crashEnv); spec != "" {
+		pullUntilKilled(spec)
+		return
+	}
 	os.Exit(m.Run())
 }
 
