@@ -100,7 +100,7 @@ func run(ctx context.Context, o options) (err error) {
 func openSubjects(ctx context.Context, o options, dir, registry string) ([]*subject, error) {
 	var runtimes []*subject
 	if o.endpoints == "" {
-		own, err := startOwn(ctx, o.bin, filepath.Join(dir, "engine"), registry)
+		own, err := startOwn(ctx, o.bin, filepath.Join(dir, "engine"), registry, o.handlers)
 		if own != nil {
 			runtimes = append(runtimes, own)
 		}

@@ -68,7 +68,7 @@ func serveImage(ctx context.Context, dir, addr string) (*harness.Registry, error
 	return r, nil
 }
 
-func startOwn(ctx context.Context, bin, dir, registry string) (*subject, error) {
+func startOwn(ctx context.Context, bin, dir, registry, handlers string) (*subject, error) {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
 		return nil, err
@@ -77,7 +77,8 @@ func startOwn(ctx context.Context, bin, dir, registry string) (*subject, error) 
 	if err != nil {
 		return nil, err
 	}
-	e, err := harness.NewEngine(harness.EngineOptions{Dir: dir, State: state, Bin: bin, Registries: []string{registry}, Config: "[log]\nlevel = \"info\"\n"})
+	e, err := harness.NewEngine(harness.EngineOptions{Dir: dir, State: state, Bin: bin, Registries: []string{registry},
+		Handlers: strings.FieldsFunc(handlers, func(r rune) bool { return r == ',' }), LogLevel: "info"})
 	if err != nil {
 		return nil, err
 	}
@@ -148,13 +149,15 @@ func (s *subject) podConfig(hostNetwork bool) (*runtimeapi.PodSandboxConfig, err
 	n := count.Add(1)
 	name := fmt.Sprintf("bench-%d-%d", os.Getpid(), n)
 	logs := filepath.Join(s.logs, name)
+	hostname := fmt.Sprintf("bench-%d", n)
 	options := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	if hostNetwork {
-		options.Network = runtimeapi.NamespaceMode_NODE
+		// On the host's network the UTS namespace is the host's too, so its name cannot be set.
+		options.Network, hostname = runtimeapi.NamespaceMode_NODE, ""
 	}
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: name, Namespace: "bench"},
-		Hostname:     fmt.Sprintf("bench-%d", n),
+		Hostname:     hostname,
 		LogDirectory: logs,
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: options}},
 	}, os.MkdirAll(logs, 0o755)

@@ -19,7 +19,7 @@ func TestBadInput(t *testing.T) {
 		e := w.engine(t)
 		p := e.runPod(t)
 		c := p.run(t, busyboxImage, sleeper)
-		idle := takeSnapshot(t, w, e)
+		idle := settled(t, w, e)
 		long := strings.Repeat("x", 5000)
 		unknown := strings.Repeat("0", 64)
 

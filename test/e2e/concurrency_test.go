@@ -88,7 +88,7 @@ func TestAStuckPodDelaysNoOther(t *testing.T) {
 		e.start(t)
 		e.pull(t, busyboxImage)
 		e.warmUp(t)
-		idle := takeSnapshot(t, w, e)
+		idle := settled(t, w, e)
 
 		if err := os.WriteFile(flag, nil, 0o644); err != nil {
 			t.Fatal(err)

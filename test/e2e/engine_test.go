@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -39,7 +40,7 @@ type with func(*harness.EngineOptions)
 
 func withConfig(toml string) with { return func(o *harness.EngineOptions) { o.Config += toml } }
 func withHandler(name string) with {
-	return func(o *harness.EngineOptions) { o.Handler = name }
+	return func(o *harness.EngineOptions) { o.Handlers = []string{name} }
 }
 
 var podNumber atomic.Int64 // makes names unique in a test process
@@ -52,7 +53,7 @@ func (w *World) engine(t *testing.T, options ...with) *Engine {
 	e.start(t)
 	e.pull(t, busyboxImage)
 	e.warmUp(t)
-	e.idle = takeSnapshot(t, w, e)
+	e.idle = settled(t, w, e)
 	t.Cleanup(func() { leaks(t, w, e, e.idle) }) // runs before the engine is closed
 	return e
 }
@@ -99,8 +100,9 @@ func (e *Engine) restart(t testing.TB) {
 func (e *Engine) warmUp(t *testing.T) {
 	t.Helper()
 	p := e.runPod(t)
-	c := p.run(t, busyboxImage, command("true"))
-	c.wait(t)
+	c := p.run(t, busyboxImage, sleeper)
+	c.exec(t, "true")
+	c.stop(t, 0)
 	p.remove(t)
 }
 
@@ -108,7 +110,7 @@ func (e *Engine) warmUp(t *testing.T) {
 func (e *Engine) end(t *testing.T) {
 	t.Helper()
 	if t.Failed() {
-		t.Logf("the engine's log:\n%s", e.LogTail(12000))
+		t.Logf("the engine's log:\n%s", e.LogTail(8000))
 	}
 	e.conn.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -127,17 +129,35 @@ func (e *Engine) end(t *testing.T) {
 
 func removeEngineDirs(t *testing.T, e *Engine) {
 	t.Helper()
+	// The storage library keeps its home bind-mounted on itself for as long as any
+	// process uses it; it is no pod's, and goes with the directory.
+	unmountBelow(filepath.Join(e.Root, "storage"))
 	for _, dir := range []string{e.State, e.Dir} {
-		// The storage library keeps its home bind-mounted on itself while it is used by
-		// any process; it is nobody's leak, and goes with the directory.
-		unmountBelow(dir + "/root/storage")
 		if err := os.RemoveAll(dir); err != nil {
 			t.Errorf("the engine's directory cannot be removed: %v", err)
 		}
 	}
-	// The bridge of the default network: the bridge plugin makes it with the
-	// first pod and has no call that removes it.
+	// The bridge of the default network, the rule that masquerades it, and the
+	// allocator's memory of the last address are made with the first pod, are the
+	// node's and not a pod's, and nothing in CNI removes them.
 	removeBridges(t)
+	removeCgroupDir(t, "cri-engine")
+	unmountBelow("/run/netns")
+	_ = os.Remove("/run/netns")
+	_ = exec.Command("nft", "delete", "table", "inet", "cri_engine_masquerade").Run()
+	kept, err := filepath.Glob("/run/cri-engine-cni/*/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range kept {
+		if base := filepath.Base(file); base == "lock" || strings.HasPrefix(base, "last_reserved_ip.") {
+			_ = os.Remove(file)
+		}
+	}
+	// Not RemoveAll: an address that is still reserved is a leak.
+	for _, dir := range []string{"/run/cri-engine-cni/cri-engine", "/run/cri-engine-cni"} {
+		_ = os.Remove(dir)
+	}
 }
 
 func (e *Engine) alive() bool {

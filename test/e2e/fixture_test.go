@@ -144,8 +144,10 @@ func namespaces(f func(*runtimeapi.NamespaceOption)) podOption {
 }
 
 var (
-	hostNetwork = namespaces(func(o *runtimeapi.NamespaceOption) { o.Network = runtimeapi.NamespaceMode_NODE })
-	podPID      = namespaces(func(o *runtimeapi.NamespaceOption) { o.Pid = runtimeapi.NamespaceMode_POD })
+	hostNetwork = func(c *runtimeapi.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Network, c.Hostname = runtimeapi.NamespaceMode_NODE, ""
+	}
+	podPID = namespaces(func(o *runtimeapi.NamespaceOption) { o.Pid = runtimeapi.NamespaceMode_POD })
 )
 
 func (e *Engine) runPod(t testing.TB, options ...podOption) *Pod {

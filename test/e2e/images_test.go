@@ -69,7 +69,7 @@ func TestImages(t *testing.T) {
 			"by tag": own.Addr + "/lib/one:v1", "by digest": digestRef, "by short name": "lib/one:v1", "by tag and digest": own.Addr + "/lib/one:v1@" + one.Digest().String(),
 		} {
 			t.Run("an image is pulled, found and removed "+name, func(t *testing.T) {
-				before := takeSnapshot(t, w, e)
+				before := settled(t, w, e)
 				id, err := e.tryPull(call(t), ref, nil)
 				if err != nil {
 					t.Fatal(err)
@@ -132,7 +132,7 @@ func TestImages(t *testing.T) {
 			e.removeImage(t, now)
 		})
 		t.Run("an index gives the image of this machine's platform", func(t *testing.T) {
-			before := takeSnapshot(t, w, e)
+			before := settled(t, w, e)
 			id := e.pull(t, multiImage)
 			resp, err := e.img.ImageStatus(call(t), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: id}, Verbose: true})
 			if err != nil {
@@ -159,7 +159,7 @@ func TestImages(t *testing.T) {
 		})
 		t.Run("whiteouts and opaque directories take effect", func(t *testing.T) {
 			e.pull(t, layersImage)
-			if got := e.runPod(t).output(t, layersImage, shell("ls /x /opaque; cat /x/kept")); got != "/opaque:\nnew\n\n/x:\nkept\nnew" {
+			if got := e.runPod(t).output(t, layersImage, shell("ls /x /opaque; cat /x/kept")); got != "/opaque:\nnew\n\n/x:\nkept\nnew\n" {
 				t.Errorf("got %q", got)
 			}
 		})

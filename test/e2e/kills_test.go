@@ -64,7 +64,9 @@ func TestKills(t *testing.T) {
 		var stop atomic.Bool
 		var wg sync.WaitGroup
 		wg.Go(func() { storm.writers(p, &stop) })
-		wg.Go(func() { storm.enders(p, &stop) })
+		for first := range int32(4) {
+			wg.Go(func() { storm.enders(p, first*64, &stop) })
+		}
 		wg.Go(func() { storm.callers(&stop) })
 		storm.strike(kills)
 		stop.Store(true)
@@ -231,9 +233,9 @@ func (s *storm) writers(p *Pod, stop *atomic.Bool) {
 	}
 }
 
-// enders runs containers that end soon, with every code in turn.
-func (s *storm) enders(p *Pod, stop *atomic.Bool) {
-	for code := int32(0); !stop.Load(); code = (code + 1) % 256 {
+// enders runs containers that end soon, with one code after the other.
+func (s *storm) enders(p *Pod, first int32, stop *atomic.Bool) {
+	for code := first; !stop.Load(); code = (code + 1) % 256 {
 		c := s.startRetried(p, "sh", "-c", fmt.Sprintf("sleep 0.0%d; exit %d", code%10, code))
 		if c == nil {
 			return

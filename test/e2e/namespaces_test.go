@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -62,7 +63,7 @@ func TestNamespaces(t *testing.T) {
 		t.Run("a pod's PID namespace is shared by its containers and has an init that reaps", func(t *testing.T) {
 			p := e.runPod(t, podPID)
 			a := p.run(t, busyboxImage, sleeper)
-			b := p.run(t, busyboxImage, shell("sleep 0.1 & exec sleep 100001"))
+			b := p.run(t, busyboxImage, shell("exec sleep 100001"))
 			if a.nsOf(t, "pid") != b.nsOf(t, "pid") {
 				t.Error("the PID namespaces differ")
 			}
@@ -93,9 +94,9 @@ func TestNamespaces(t *testing.T) {
 			if s := c.wait(t); s.ExitCode != 137 {
 				t.Errorf("the container ended with %d", s.ExitCode)
 			}
-			if p.status(t).State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
-				t.Error("the pod is ready")
-			}
+			eventually(t, 5*time.Second, "the pod is not ready", func() bool {
+				return p.status(t).State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+			})
 		})
 		t.Run("a container may target another's PID namespace", func(t *testing.T) {
 			p := e.runPod(t)

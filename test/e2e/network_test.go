@@ -95,7 +95,7 @@ func TestNetworks(t *testing.T) {
 			}
 			other := e.runPod(t)
 			gateway := strings.Fields(other.output(t, busyboxImage, shell("ip -4 route show default")))[2]
-			if got := other.output(t, busyboxImage, command("wget", "-qO-", "-T5", fmt.Sprintf("http://%s:%d/", gateway, port))); got != page {
+			if got := other.output(t, busyboxImage, command("wget", "-qO-", fmt.Sprintf("http://%s:%d/", gateway, port))); got != page {
 				t.Errorf("another pod gets %q", got)
 			}
 			p.remove(t)
@@ -200,7 +200,7 @@ func TestNetworkConfiguration(t *testing.T) {
 		}
 		refused := func(t *testing.T, texts ...string) {
 			t.Helper()
-			before := takeSnapshot(t, w, e)
+			before := settled(t, w, e)
 			c := e.podConfig(t)
 			_, err := e.rt.RunPodSandbox(call(t), &runtimeapi.RunPodSandboxRequest{Config: c})
 			if err == nil {
@@ -284,7 +284,7 @@ func TestNetworkConfiguration(t *testing.T) {
 			}
 		})
 		t.Run("a caller that gives up on a plugin that hangs leaves nothing", func(t *testing.T) {
-			before := takeSnapshot(t, w, e)
+			before := settled(t, w, e)
 			ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 			defer cancel()
 			_, err := e.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: e.podConfig(t)})

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-engine/cri-engine/test/harness"
@@ -312,11 +313,15 @@ func TestReboot(t *testing.T) {
 		if s := done.status(t); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode != 5 || s.Reason != "Error" {
 			t.Errorf("a container that had ended: %v", s)
 		}
-		for _, c := range []*Container{running, created} {
-			if s := c.status(t); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || c == running && s.ExitCode == 0 {
-				t.Errorf("a container that had not ended: %v", s)
-			}
+		if s := running.status(t); s.State != runtimeapi.ContainerState_CONTAINER_EXITED || s.ExitCode == 0 {
+			t.Errorf("a container that ran: %v", s)
 		}
+		if s := created.status(t); s.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("a container that was not started: %v", s)
+		}
+		_, err := e.rt.StartContainer(call(t), &runtimeapi.StartContainerRequest{ContainerId: created.ID})
+		wantCode(t, err, codes.FailedPrecondition)
+		e.pull(t, busyboxImage) // the store's cache of blobs, on the state's tmpfs, is made again
 		eventually(t, 20*time.Second, "CNI DEL has given the address back", func() bool { return !reserved(t, e, ip) })
 		p.remove(t)
 		shared.remove(t)
@@ -421,9 +426,9 @@ func TestDamagedRecords(t *testing.T) {
 			"foreign JSON":                func([]byte) []byte { return []byte(`{"id":"../../etc","pid":1,"bundle":["x"]}`) },
 			"JSON with a path for its id": func(b []byte) []byte { return bytes.Replace(b, []byte(`"id":"`), []byte(`"id":"../`), 1) },
 		}
+		e := w.engine(t)
 		for name, f := range damage {
 			t.Run("a container's record that is "+name+" is set aside, the container shown, and both can be removed", func(t *testing.T) {
-				e := w.engine(t)
 				p := e.runPod(t)
 				c := p.run(t, busyboxImage, sleeper)
 				other := p.run(t, busyboxImage, sleeper)
@@ -440,9 +445,9 @@ func TestDamagedRecords(t *testing.T) {
 				c.remove(t)
 				p.remove(t)
 				wantSetAside(t, e, c.ID)
+				leaks(t, w, e, e.idle)
 			})
 			t.Run("a pod's record that is "+name+" is set aside, and all of it can be removed", func(t *testing.T) {
-				e := w.engine(t)
 				p := e.runPod(t)
 				c := p.run(t, busyboxImage, sleeper)
 				e.Kill()
@@ -454,10 +459,10 @@ func TestDamagedRecords(t *testing.T) {
 				c.stop(t, 0)
 				p.remove(t)
 				wantSetAside(t, e, p.ID)
+				leaks(t, w, e, e.idle)
 			})
 		}
 		t.Run("files that are no records are left alone", func(t *testing.T) {
-			e := w.engine(t)
 			e.Kill()
 			for _, name := range []string{"pods/README", "containers/x.json", "pods/.tmp-abc"} {
 				if err := os.WriteFile(filepath.Join(e.Root, name), []byte("not ours"), 0o644); err != nil {

@@ -15,10 +15,10 @@ import (
 )
 
 func TestStop(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *World) {
-		e := w.engine(t)
+	underEachRuntime(t, func(t *testing.T, w *World, runtime string) {
+		e := w.engine(t, withHandler(runtime))
 		e.pull(t, signalImage)
-		e.idle = takeSnapshot(t, w, e)
+		e.idle = settled(t, w, e)
 		p := e.runPod(t)
 		// deaf outlives SIGTERM and says that it came.
 		deaf := func(t *testing.T) *Container {

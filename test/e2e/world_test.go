@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,7 +64,7 @@ func inWorld(t *testing.T, body func(t *testing.T, w *World)) {
 		return
 	}
 	t.Parallel()
-	name := fmt.Sprintf("e2e-%d-%s", os.Getpid(), strings.ToLower(t.Name()))
+	name := fmt.Sprintf("e2e-%d-%s", os.Getpid(), strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-"))
 	cgroups, err := makeCgroups(name)
 	t.Cleanup(func() { removeCgroups(t, cgroups) })
 	if err != nil {
@@ -85,20 +87,28 @@ func inWorld(t *testing.T, body func(t *testing.T, w *World)) {
 	}
 }
 
-// childPattern is the -test.run that selects this function, and of its
-// subtests those that the caller asked for.
-func childPattern(name string) string {
-	pattern := "^" + regexp.QuoteMeta(name) + "$"
-	for i, arg := range os.Args {
-		value, ok := strings.CutPrefix(arg, "-test.run=")
-		if !ok && arg == "-test.run" && i+1 < len(os.Args) {
-			value, ok = os.Args[i+1], true
-		}
-		if _, subtests, found := strings.Cut(value, "/"); ok && found {
-			return pattern + "/" + subtests
-		}
+// underEachRuntime runs body under runc and under crun, in a world each.
+func underEachRuntime(t *testing.T, body func(t *testing.T, w *World, runtime string)) {
+	t.Helper()
+	for _, runtime := range []string{"runc", "crun"} {
+		t.Run(runtime, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *World) { body(t, w, runtime) })
+		})
 	}
-	return pattern
+}
+
+// childPattern is the -test.run that selects this test, and of its subtests
+// those that the caller asked for.
+func childPattern(name string) string {
+	levels := strings.Split(name, "/")
+	var pattern []string
+	for _, level := range levels {
+		pattern = append(pattern, "^"+regexp.QuoteMeta(level)+"$")
+	}
+	if asked := strings.Split(flag.Lookup("test.run").Value.String(), "/"); len(asked) > len(levels) {
+		pattern = append(pattern, asked[len(levels):]...)
+	}
+	return strings.Join(pattern, "/")
 }
 
 // hierarchies are the machine's cgroup mounts, the v2 one (if any) too.
@@ -236,6 +246,9 @@ func enterWorld() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
+	if err := dropMounts(scratch, bin, os.Getenv(repoEnv)); err != nil {
+		return err
+	}
 	if len(groups) == 1 && groups[0].fsType == "cgroup2" && groups[0].point == "/sys/fs/cgroup" {
 		mounts[2].fsType, mounts[2].options, groups = "cgroup2", "", nil
 	}
@@ -257,6 +270,35 @@ func enterWorld() error {
 	}
 	scratchDir, worldDir, binDir, repoDir = insideDir+"/scratch", insideDir+"/world", insideDir+"/bin", insideDir+"/repo"
 	return os.Chdir(worldDir)
+}
+
+// dropMounts detaches the copies that this mount namespace has of mounts that
+// are none of the system's and none that the named paths are on, such as pods
+// of an engine that runs on the machine: they would vanish from here when they
+// are removed there.
+func dropMounts(needed ...string) error {
+	mounts, err := readMounts("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(mounts) {
+		if keepMount(m.point, needed) {
+			continue
+		}
+		if err := unix.Unmount(m.point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("detach %s: %w", m.point, err)
+		}
+	}
+	return nil
+}
+
+func keepMount(point string, needed []string) bool {
+	for _, system := range []string{"/dev", "/proc", "/sys"} {
+		if point == system || strings.HasPrefix(point, system+"/") {
+			return true
+		}
+	}
+	return point == "/" || slices.ContainsFunc(needed, func(path string) bool { return path == point || strings.HasPrefix(path, point+"/") })
 }
 
 func mountAt(source, target, fsType, options string) error {
@@ -342,7 +384,7 @@ func arrive(t *testing.T) *World {
 	defer cancel()
 	w := &World{Dir: worldDir}
 	if onHost() {
-		w.Dir = filepath.Join(scratchDir, "host-"+strings.ToLower(t.Name()))
+		w.Dir = filepath.Join(scratchDir, "host-"+strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-"))
 		if err := os.Mkdir(w.Dir, 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -34,8 +34,11 @@ type EngineOptions struct {
 	ConfDir string
 	// BinDirs are searched for CNI plugins before Bin/cni.
 	BinDirs []string
-	// Handler is the default handler, "" for what the engine picks.
-	Handler string
+	// Handlers are OCI runtimes to configure by name; the first is the default.
+	// None: the engine picks one.
+	Handlers []string
+	// LogLevel of the daemon, "" for debug.
+	LogLevel string
 	// Config is TOML added to the file, sections of its own.
 	Config string
 	// Wrap is a command line put before the daemon's.
@@ -92,9 +95,16 @@ func registriesConf(addrs []string) string {
 func (e *Engine) config(registries string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "root = %q\nstate = %q\nlisten = %q\n", e.Root, e.State, e.Socket)
-	fmt.Fprintf(&b, "[log]\nlevel = \"debug\"\n")
-	if e.Handler != "" {
-		fmt.Fprintf(&b, "[runtime]\ndefault_handler = %q\n", e.Handler)
+	level := e.LogLevel
+	if level == "" {
+		level = "debug"
+	}
+	fmt.Fprintf(&b, "[log]\nlevel = %q\n", level)
+	if len(e.Handlers) > 0 {
+		fmt.Fprintf(&b, "[runtime]\ndefault_handler = %q\n", e.Handlers[0])
+	}
+	for _, h := range e.Handlers {
+		fmt.Fprintf(&b, "[runtime.handlers.%s]\npath = %q\n", h, h)
 	}
 	fmt.Fprintf(&b, "[monitor]\npath = %q\nstart = true\n", filepath.Join(e.Bin, "cri-engine-monitor"))
 	fmt.Fprintf(&b, "[image]\nregistries_conf = %q\n", registries)
