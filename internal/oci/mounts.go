@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -160,6 +161,9 @@ func resolveHostPath(field, p string) (string, error) {
 	resolved, err := filepath.EvalSymlinks(p)
 	if errors.Is(err, os.ErrNotExist) {
 		return "", invalid(field, p, "does not exist on the host")
+	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENAMETOOLONG) {
+		return "", invalid(field, p, "can't be resolved on the host: %v", err)
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s: resolve host path: %w", field, err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -87,10 +88,8 @@ func (r *containerStart) record(context.Context) error {
 
 func (r *containerStart) create(ctx context.Context) error {
 	rec := r.c.read()
-	if rec.LogPath != "" {
-		if err := os.MkdirAll(filepath.Dir(rec.LogPath), 0o755); err != nil {
-			return fmt.Errorf("log directory: %w", err)
-		}
+	if err := makeLogDir(rec.LogPath, r.c.cfg.GetLogPath()); err != nil {
+		return err
 	}
 	info, err := r.e.createProcess(ctx, monitor.CreateRequest{
 		ID: r.c.id, Runtime: rec.Process.Runtime, Bundle: r.e.bundleDir(r.c.id), LogPath: rec.LogPath,
@@ -111,6 +110,31 @@ func (r *containerStart) create(ctx context.Context) error {
 		_ = r.delete(context.WithoutCancel(ctx))
 	}
 	return err
+}
+
+// makeLogDir makes the directory of a container's log, path, whose end rel is
+// beneath the pod's log directory, and stays so: a link that leads out is refused.
+func makeLogDir(path, rel string) error {
+	if path == "" {
+		return nil
+	}
+	logDir := strings.TrimSuffix(path, filepath.Clean("/"+rel))
+	if err := os.MkdirAll(logDir, 0o755); err != nil {
+		return fmt.Errorf("log directory: %w", err)
+	}
+	root, err := os.OpenRoot(logDir)
+	if err != nil {
+		return fmt.Errorf("log directory: %w", err)
+	}
+	defer root.Close()
+	if err := root.MkdirAll(filepath.Dir(filepath.Clean(rel)), 0o755); err != nil {
+		return fmt.Errorf("config.log_path %q in %s: %w: %w", rel, logDir, ErrInvalid, err)
+	}
+	// A link that dangles is made into nothing by MkdirAll and followed by the open.
+	if _, err := root.Stat(filepath.Dir(filepath.Clean(rel))); err != nil {
+		return fmt.Errorf("config.log_path %q in %s: %w: %w", rel, logDir, ErrInvalid, err)
+	}
+	return nil
 }
 
 func (r *containerStart) delete(ctx context.Context) error {

@@ -60,6 +60,35 @@ func TestContainerLogPath(t *testing.T) {
 	}
 }
 
+func TestMakeLogDir(t *testing.T) {
+	dir, outside := filepath.Join(t.TempDir(), "pod"), t.TempDir()
+	if err := makeLogDir(filepath.Join(dir, "c", "0.log"), "c/0.log"); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{"out": outside, "dangling": filepath.Join(outside, "new"), "up": ".."} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+		rel := name + "/x/0.log"
+		if err := makeLogDir(filepath.Join(dir, rel), rel); !errors.Is(err, ErrInvalid) {
+			t.Errorf("through the link %s: got %v, want ErrInvalid", name, err)
+		}
+		rel = name + "/0.log"
+		if err := makeLogDir(filepath.Join(dir, rel), rel); !errors.Is(err, ErrInvalid) {
+			t.Errorf("in the link %s: got %v, want ErrInvalid", name, err)
+		}
+	}
+	if err := os.Symlink("c", filepath.Join(dir, "inside")); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeLogDir(filepath.Join(dir, "inside/0.log"), "inside/0.log"); err != nil {
+		t.Errorf("a link that stays inside: %v", err)
+	}
+	if left, _ := os.ReadDir(outside); len(left) != 0 {
+		t.Errorf("made outside: %v", left)
+	}
+}
+
 func TestResolvConf(t *testing.T) {
 	got, err := resolvConf(&runtimeapi.DNSConfig{Servers: []string{"10.0.0.10", "fd00::a"}, Searches: []string{"a.svc", "b"}, Options: []string{"ndots:5"}})
 	want := "search a.svc b\nnameserver 10.0.0.10\nnameserver fd00::a\noptions ndots:5\n"
