@@ -2,7 +2,6 @@ package monitor
 
 import (
 	"log/slog"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -16,22 +15,23 @@ func notify(state string, fds ...int) {
 	if addr == "" {
 		return
 	}
-	if addr[0] == '@' {
-		addr = "\x00" + addr[1:]
-	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: addr, Net: "unixgram"})
-	if err != nil {
+	if err := sendNotify(addr, state, fds); err != nil {
 		slog.Warn("systemd cannot be told", "err", err)
-		return
 	}
-	defer c.Close()
+}
+
+func sendNotify(addr, state string, fds []int) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	if _, _, err := c.WriteMsgUnix([]byte(state), oob, nil); err != nil {
-		slog.Warn("systemd cannot be told", "err", err)
-	}
+	// An address that begins with @ is an abstract one for this package as well.
+	return unix.Sendmsg(fd, []byte(state), oob, &unix.SockaddrUnix{Name: addr}, unix.MSG_NOSIGNAL)
 }
 
 // fdStore is systemd's (FileDescriptorStoreMax= of the unit): it keeps duplicates
