@@ -77,13 +77,15 @@ func (s *Store) FsInfo() (images, containers FsUsage) {
 // RootFSUsage is what a container has written to its root filesystem. It
 // answers as [Store.FsInfo] does. ErrNotFound when there is none.
 func (s *Store) RootFSUsage(id string) (FsUsage, error) {
+	u := s.usage
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	// Looked up with mu held, so that one that is being removed is not
+	// remembered after it was forgotten.
 	c, ok := s.container(id)
 	if !ok {
 		return FsUsage{}, noRootFS(id)
 	}
-	u := s.usage
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	now := time.Now()
 	e := u.containers[id]
 	if e == nil {
