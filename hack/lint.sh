@@ -16,7 +16,7 @@ unformatted=$(git ls-files -z '*.go' | xargs -0r gofmt -l)
 go vet -tags "$tags e2e" ./... || fail "go vet found something"
 go vet -tags "$tags failpoints" ./internal/... || fail "go vet with the tag failpoints found something"
 
-bin/golangci-lint run ./... || fail "golangci-lint found something"
+bin/golangci-lint run --allow-parallel-runners ./... || fail "golangci-lint found something"
 
 # What is imported is in docs/dependencies.md, with its reason and the version that go.mod has.
 imports=$(go list -tags "$tags e2e" -f '{{join .Imports "\n"}}
