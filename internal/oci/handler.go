@@ -207,7 +207,7 @@ func ask(ctx context.Context, binary, stateDir string) (version string, f featur
 	if err != nil {
 		return "", f, err
 	}
-	defer os.RemoveAll(root)
+	defer func() { _ = os.RemoveAll(root) }()
 	out, err := output(ctx, binary, root, "--version")
 	if err != nil {
 		return "", f, err

@@ -179,13 +179,13 @@ func parseSignal(s string) (syscall.Signal, error) {
 	if sig := unix.SignalNum(name); sig != 0 {
 		return sig, nil
 	}
-	base, rest := sigRTMin, ""
-	switch {
-	case strings.HasPrefix(name, "SIGRTMIN"):
-		rest = strings.TrimPrefix(name, "SIGRTMIN")
-	case strings.HasPrefix(name, "SIGRTMAX"):
-		base, rest = sigRTMax, strings.TrimPrefix(name, "SIGRTMAX")
-	default:
+	base := sigRTMin
+	rest, ok := strings.CutPrefix(name, "SIGRTMIN")
+	if !ok {
+		base = sigRTMax
+		rest, ok = strings.CutPrefix(name, "SIGRTMAX")
+	}
+	if !ok {
 		return 0, errSignal
 	}
 	if rest == "" {
