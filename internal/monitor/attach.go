@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +33,6 @@ type attachResult struct {
 type attachment struct {
 	conn *net.UnixConn
 	gone chan struct{} // closed when the client is
-	over atomic.Bool
 }
 
 // The index of a stream in proc.attached.
@@ -351,7 +349,7 @@ func (p *proc) feedStdin(a *attachment, offset uint64, data []byte) (uint64, err
 		n, at, err := p.writeStdin(offset, data)
 		offset += uint64(n)
 		data = data[n:]
-		if len(data) == 0 || err != nil && err != unix.EAGAIN {
+		if len(data) == 0 || err != nil && !errors.Is(err, unix.EAGAIN) {
 			return at, err
 		}
 		if err == nil {

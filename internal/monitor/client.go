@@ -351,7 +351,7 @@ func (c *Client) CloseStdin(ctx context.Context, id, execID string) error {
 // and forgets it and its execs. nil when there is nothing left to delete;
 // ErrState when it runs and Force is not set.
 func (c *Client) Delete(ctx context.Context, r DeleteRequest) error {
-	return c.call(ctx, "delete", true, r, &none{})
+	return c.call(ctx, "destroy", true, r, &none{})
 }
 
 // List returns all processes in custody, in no order.

@@ -76,7 +76,7 @@ type launch struct {
 // the process, and takes it into care.
 func (p *proc) launch(ctx context.Context, l launch) error {
 	r := p.record()
-	defer os.Remove(r.PidFile)
+	defer removeTemp(r.PidFile)
 	c := call{rt: r.Runtime, args: append(l.args, "--pid-file", r.PidFile), env: l.env, in: -1, out: -1, err: -1}
 	theirs, err := p.makeStreams(l.stdin, &c)
 	defer func() { closeAll(theirs) }()
@@ -396,7 +396,7 @@ func (pu *pump) exec(ctx context.Context, r ExecRequest) (Info, error) {
 	p.ops.Lock()
 	defer p.ops.Unlock()
 	spec := pu.runtimes.tempFile(".json")
-	defer os.Remove(spec)
+	defer removeTemp(spec)
 	if err = os.WriteFile(spec, r.Process, 0o600); err == nil {
 		args := []string{"exec", "--process", spec, "--detach"}
 		err = p.launch(ctx, launch{args: args, stdin: r.Stdin, state: StateRunning})

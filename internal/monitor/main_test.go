@@ -57,8 +57,6 @@ type node struct {
 	dir     string
 	runtime Runtime
 	c       *Client
-	// procs are the monitor's processes that were seen, to be ended with the test.
-	tmp string
 }
 
 func selfPath(t testing.TB) string {

@@ -330,7 +330,9 @@ func (p *proc) drain() {
 		return
 	}
 	defer b.close()
-	for end := time.Now().Add(logGrace); p.takeTurn(b) && time.Now().Before(end); {
+	end := time.Now().Add(logGrace)
+	for more := true; more && time.Now().Before(end); {
+		more = p.takeTurn(b)
 	}
 }
 
@@ -339,7 +341,7 @@ func (p *proc) drain() {
 func openLog(path string) (int, error) {
 	const flags = unix.O_RDWR | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err := unix.Open(path, flags, 0o640)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return -1, err
 		}

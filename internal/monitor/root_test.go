@@ -282,3 +282,21 @@ func BenchmarkBareStart(b *testing.B) {
 		n.delete(id)
 	}
 }
+
+// BenchmarkOverhead is what a create costs without the runtime: one that fails at once.
+func BenchmarkOverhead(b *testing.B) {
+	n := newNode(b, Runtime{Path: "/bin/false"})
+	r := CreateRequest{Runtime: n.runtime, Bundle: n.dir, LogPath: filepath.Join(n.dir, "log")}
+	for range b.N {
+		r.ID = newID()
+		if _, err := n.c.Create(n.ctx(), r); err == nil {
+			b.Fatal("/bin/false made a container")
+		}
+	}
+}
+
+func BenchmarkFalse(b *testing.B) {
+	for range b.N {
+		_ = exec.Command("/bin/false").Run()
+	}
+}

@@ -90,7 +90,7 @@ func (u *runtimes) quiesce(wait time.Duration) {
 	}
 }
 
-// open lets calls in again, after a quiesce that came to nothing.
+// enter counts a call that is under way.
 func (u *runtimes) enter() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -116,6 +116,9 @@ func (u *runtimes) tempFile(suffix string) string {
 	return filepath.Join(u.temp, strconv.Itoa(os.Getpid())+"-"+strconv.FormatUint(u.serial.Add(1), 10)+suffix)
 }
 
+// removeTemp removes a call's file; one that stays is the next pump's to remove.
+func removeTemp(path string) { _ = os.Remove(path) }
+
 // run runs a runtime to its end.
 func (u *runtimes) run(ctx context.Context, c call) error {
 	if err := u.enter(); err != nil {
@@ -124,7 +127,7 @@ func (u *runtimes) run(ctx context.Context, c call) error {
 	defer u.running.Done()
 	verb := filepath.Base(c.rt.Path) + " " + c.args[0]
 	log := u.tempFile(".log")
-	defer os.Remove(log)
+	defer removeTemp(log)
 	said := -1
 	if c.out < 0 {
 		var err error

@@ -228,7 +228,7 @@ func (pu *pump) dispatch(ctx context.Context, r *request) (any, error) {
 		return with(r, func(q target) (none, error) { return none{}, pu.start(lasting, q.ID) })
 	case "exec":
 		return with(r, func(q ExecRequest) (Info, error) { return pu.exec(lasting, q) })
-	case "delete":
+	case "destroy":
 		return with(r, func(q DeleteRequest) (none, error) { return none{}, pu.delete(lasting, q) })
 	case "wait":
 		return with(r, func(q target) (Exit, error) { return pu.wait(ctx, q) })

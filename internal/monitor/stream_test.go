@@ -322,7 +322,7 @@ func TestFrames(t *testing.T) {
 		if r.ID != 7 || r.Method != "list" {
 			t.Errorf("%+v", r)
 		}
-		if err := readMessage(&buf, &r); err != io.EOF {
+		if err := readMessage(&buf, &r); !errors.Is(err, io.EOF) {
 			t.Errorf("at the end: %v", err)
 		}
 	})
@@ -333,7 +333,7 @@ func TestFrames(t *testing.T) {
 		"a length that is cut off":  "\x00\x00",
 	} {
 		t.Run(name+" is an error", func(t *testing.T) {
-			if err := readMessage(strings.NewReader(in), &request{}); err == nil || err == io.EOF {
+			if err := readMessage(strings.NewReader(in), &request{}); err == nil || errors.Is(err, io.EOF) {
 				t.Errorf("error %v", err)
 			}
 		})

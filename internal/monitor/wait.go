@@ -126,7 +126,7 @@ func parseStat(data []byte) (procStat, error) {
 func openPidfd(pid int, start uint64) (int, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		if err == unix.ESRCH {
+		if errors.Is(err, unix.ESRCH) {
 			err = ErrNotFound
 		}
 		return -1, err
