@@ -45,6 +45,7 @@ type pump struct {
 	reaper   *reaper
 	runtimes *runtimes
 	spare    chan *buffers
+	exits    exitEvents
 
 	slots [shmSlots]atomic.Pointer[proc] // for the watcher
 
@@ -239,6 +240,11 @@ func (p *proc) findParent() {
 	if fd < 0 {
 		return
 	}
+	if !pidfdsTellExits() {
+		if err := p.pump.exits.watch(r.Pid); err != nil {
+			slog.Warn("a process's exit code may be lost", "process", p.key, "err", err)
+		}
+	}
 	if err := p.pump.watcher.add(fd, int32(r.Slot), watchPidfd, unix.EPOLLIN); err != nil {
 		slog.Error("a process's end cannot be watched", "process", p.key, "err", err)
 	}
@@ -251,7 +257,11 @@ func (p *proc) orphanEnded() {
 	if r.Exit != nil || fd < 0 {
 		return
 	}
-	if e, ok := orphanEnd(r.Pid, r.StartTime, fd); ok {
+	e, ok := orphanEnd(r.Pid, r.StartTime, fd)
+	if !ok {
+		e, ok = p.pump.exits.end(r.Pid)
+	}
+	if ok {
 		p.ended(e.exit())
 		return
 	}
