@@ -17,9 +17,12 @@ buildah() { command $buildah "$@"; }
 cleanup() {
 	[ -z "$registry_pid" ] || kill "$registry_pid"
 	buildah rm --all >/dev/null 2>&1 || true
+	# buildah leaves its storage mounted on itself.
+	awk -v dir="$scratch/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r | xargs -r umount -l
 	rm -rf --one-file-system "$scratch"
 }
 trap cleanup EXIT
+trap 'exit 130' INT TERM
 
 step() { printf '\n== %s\n' "$*" >&2; }
 fail() {
