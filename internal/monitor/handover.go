@@ -145,5 +145,6 @@ func (k *keeper) takeHandover(fd int) error {
 			return fmt.Errorf("write record of %s: %w", p.Record.key(), err)
 		}
 	}
-	return nil
+	// Nor did what it forgot.
+	return k.dir.records().keepOnly(func(name key) bool { return k.held[name] != nil })
 }

@@ -84,6 +84,20 @@ func (d recordFiles) remove(k key) {
 	_ = os.Remove(d.path(k))
 }
 
+// keepOnly removes the records of all other processes.
+func (d recordFiles) keepOnly(known func(key) bool) error {
+	entries, err := os.ReadDir(string(d))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok && !known(key(name)) {
+			d.remove(key(name))
+		}
+	}
+	return nil
+}
+
 // read returns all records. A file that cannot be read is told of by bad and set
 // aside, out of the way of a process with the same name.
 func (d recordFiles) read(bad func(name string, err error)) ([]record, error) {
