@@ -120,12 +120,23 @@ func (n *node) stop() {
 	eventually(n.t, "the monitor ends", func() bool {
 		return syscall.Kill(s.KeeperPid, 0) != nil && syscall.Kill(s.PumpPid, 0) != nil
 	})
+	n.checkLog()
 	if n.t.Failed() {
 		if data, err := os.ReadFile(filepath.Join(n.dir, "monitor.log")); err == nil {
 			n.t.Logf("monitor's log, its end:\n%s", data[max(0, len(data)-8000):])
 		}
 	}
 	must(n.t, os.RemoveAll(n.dir))
+}
+
+// checkLog finds what a monitor's process says before it dies of itself, and the race detector's reports.
+func (n *node) checkLog() {
+	data, _ := os.ReadFile(filepath.Join(n.dir, "monitor.log"))
+	for _, bad := range []string{"DATA RACE", "panic:", "fatal error:"} {
+		if i := strings.Index(string(data), bad); i >= 0 {
+			n.t.Errorf("the monitor says:\n%.6000s", data[max(0, i-100):])
+		}
+	}
 }
 
 func (n *node) status() Status {

@@ -304,7 +304,7 @@ const logGrace = 2 * time.Second
 // publish makes the end known, after the process's last words are in the log.
 func (p *proc) publish() {
 	r := p.record()
-	if r.ExecID == "" && p.log >= 0 {
+	if r.ExecID == "" && r.LogPath != "" {
 		drained := make(chan struct{})
 		go func() {
 			defer close(drained)

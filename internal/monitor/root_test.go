@@ -59,9 +59,9 @@ func counter(bursts int) string {
 }
 
 func TestKilledUnderLoad(t *testing.T) {
-	kills := 20
+	kills := 10
 	if testing.Short() {
-		kills = 5
+		kills = 4
 	}
 	for _, c := range []struct {
 		name   string
