@@ -7,10 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-engine/cri-engine/test/harness"
@@ -64,7 +67,7 @@ var triggers = map[string]trigger{
 			_, err := e.rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ID})
 			// The daemon's death in the middle of a start may cost the container its
 			// start; then it must be EXITED, and a kubelet makes another.
-			if err != nil && ctx.Err() == nil && e.alive() {
+			if err != nil && status.Code(err) != codes.Unavailable && ctx.Err() == nil {
 				if s := c.status(t); s.State == runtimeapi.ContainerState_CONTAINER_EXITED && s.Reason != "" {
 					again := p.create(t, busyboxImage, sleeper, func(cc *runtimeapi.ContainerConfig) { cc.Metadata.Attempt = 1 })
 					again.start(t)
@@ -126,39 +129,65 @@ func (e *Engine) faultPod(t *testing.T) *Pod {
 	})
 }
 
+// TestTheDaemonDiesAtEveryStep goes through all fail points there are, the ones
+// of each operation in a world of their own.
 func TestTheDaemonDiesAtEveryStep(t *testing.T) {
 	buildFaults(t)
-	inWorld(t, func(t *testing.T, w *World) {
-		list, err := exec.Command(faultsBin, "failpoints").Output()
-		if err != nil {
-			t.Fatalf("list the fail points: %v", err)
-		}
-		points := strings.Fields(string(list))
-		if len(points) == 0 {
-			t.Fatal("there are no fail points")
-		}
-		e := w.engine(t, func(o *harness.EngineOptions) { o.Binary = faultsBin })
-		for _, point := range points {
-			op, _, _ := strings.Cut(point, "/")
-			t.Run(point, func(t *testing.T) {
-				prepare, ok := triggers[op]
-				if !ok {
-					t.Fatalf("nothing here triggers %s: add it to triggers", op)
+	for _, op := range operations(t) {
+		t.Run(op.name, func(t *testing.T) {
+			prepare, ok := triggers[op.name]
+			if !ok {
+				t.Fatalf("nothing here triggers %s: add it to triggers", op.name)
+			}
+			inWorld(t, func(t *testing.T, w *World) {
+				e := w.engine(t, func(o *harness.EngineOptions) { o.Binary = faultsBin })
+				for i, point := range op.points {
+					next := op.points[(i+1)%len(op.points)]
+					t.Run(strings.TrimPrefix(point, op.name+"/"), func(t *testing.T) { dieAt(t, e, point, next, prepare) })
 				}
-				dieAt(t, e, point, prepare)
 			})
+		})
+	}
+}
+
+type operation struct {
+	name   string
+	points []string
+}
+
+// operations asks the daemon for its fail points.
+func operations(t *testing.T) []operation {
+	t.Helper()
+	list, err := exec.Command(faultsBin, "failpoints").Output()
+	if err != nil {
+		t.Fatalf("list the fail points: %v", err)
+	}
+	var all []operation
+	for point := range strings.FieldsSeq(string(list)) {
+		name, _, _ := strings.Cut(point, "/")
+		if len(all) == 0 || all[len(all)-1].name != name {
+			all = append(all, operation{name: name})
 		}
-	})
+		all[len(all)-1].points = append(all[len(all)-1].points, point)
+	}
+	if all == nil {
+		t.Fatal("there are no fail points")
+	}
+	return all
 }
 
 // dieAt lets the daemon die at one point, and then wants what the design
 // promises: the next start leaves no half-made thing, the call works when it is
-// made again, and when all is removed nothing is left.
-func dieAt(t *testing.T, e *Engine, point string, prepare trigger) {
+// made again, and when all is removed nothing is left. The start after a death
+// is with the next point, which does nothing until the file is there.
+func dieAt(t *testing.T, e *Engine, point, next string, prepare trigger) {
 	armed := filepath.Join(e.w.Dir, "armed")
-	e.Kill()
-	e.Env = []string{"CRI_ENGINE_FAILPOINT=" + point + "@" + armed}
-	e.restart(t)
+	at := func(point string) []string { return []string{"CRI_ENGINE_FAILPOINT=" + point + "@" + armed} }
+	if !slices.Equal(e.Env, at(point)) {
+		e.Kill()
+		e.Env = at(point)
+		e.restart(t)
+	}
 	request := prepare(t, e)
 	if err := os.WriteFile(armed, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -170,7 +199,7 @@ func dieAt(t *testing.T, e *Engine, point string, prepare trigger) {
 		_ = os.Remove(armed)
 		t.Fatalf("the daemon lives: the call did not pass here (its result: %v)", err)
 	}
-	e.Env = nil
+	e.Env = at(next)
 	e.restart(t)
 
 	for _, p := range e.pods(t, nil) {
