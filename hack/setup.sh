@@ -87,7 +87,11 @@ install_packages() {
 	fi
 	local quiet=(-qq -o Dpkg::Use-Pty=0)
 	apt-get "${quiet[@]}" update >&2
-	apt-get "${quiet[@]}" install --no-install-recommends -y "$@" >/dev/null
+	local said
+	if ! said=$(apt-get "${quiet[@]}" install --no-install-recommends -y "$@" 2>&1); then
+		echo "$said" >&2
+		return 1
+	fi
 }
 
 main() {
@@ -107,11 +111,13 @@ main() {
 		echo "setup: Go is missing: see https://go.dev/doc/install (go.mod says which version)" >&2
 		return 1
 	fi
-	mapfile -t packages < <(missing "$@")
-	[ ${#packages[@]} = 0 ] || install_packages "${packages[@]}"
-	mapfile -t packages < <(missing "$@")
-	if [ ${#packages[@]} != 0 ]; then
-		echo "setup: still missing after the installation: ${packages[*]}" >&2
+	packages=$(missing "$@")
+	[ -n "$packages" ] || return 0
+	# shellcheck disable=SC2086 # one word each
+	install_packages $packages
+	packages=$(missing "$@")
+	if [ -n "$packages" ]; then
+		echo "setup: still missing after the installation: ${packages//$'\n'/ }" >&2
 		return 1
 	fi
 }
