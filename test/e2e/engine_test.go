@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -267,10 +266,6 @@ func eventually(t testing.TB, d time.Duration, what string, ok func() bool) {
 			t.Fatalf("not within %v: %s", d, what)
 		}
 	}
-}
-
-func isUnavailable(err error) bool {
-	return status.Code(err) == codes.Unavailable || errors.Is(err, context.DeadlineExceeded)
 }
 
 func isNotFound(err error) bool { return status.Code(err) == codes.NotFound }

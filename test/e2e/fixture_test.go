@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	digest "github.com/opencontainers/go-digest"
 	ociv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -431,6 +430,3 @@ func (e *Engine) removeImage(t testing.TB, name string) {
 		t.Errorf("remove image %s: %v", name, err)
 	}
 }
-
-// isDigest says whether s is "sha256:" and 64 hex digits.
-func isDigest(s string) bool { return digest.Digest(s).Validate() == nil }

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -402,30 +401,6 @@ func arrive(t *testing.T) *World {
 	t.Cleanup(w.Registry.Stop)
 	w.empty = takeSnapshot(t, w, nil)
 	return w
-}
-
-// goroutineInNetNS runs f on a thread that is in the network namespace at path.
-func goroutineInNetNS(t *testing.T, path string, f func() error) {
-	t.Helper()
-	errs := make(chan error, 1)
-	go func() {
-		// The thread is not unlocked: it ends with its goroutine and takes the namespace along.
-		runtime.LockOSThread()
-		ns, err := os.Open(path)
-		if err != nil {
-			errs <- err
-			return
-		}
-		defer ns.Close()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			errs <- err
-			return
-		}
-		errs <- f()
-	}()
-	if err := <-errs; err != nil {
-		t.Fatal(err)
-	}
 }
 
 // freePort is a port of the world's loopback that nobody listens on.
