@@ -144,6 +144,8 @@ func (pu *pump) takeOver() error {
 			closeAll(fds)
 		}
 	}
+	// Before the keeper is listened to: it may say at once that this pump should end.
+	pu.runtimes = newRuntimes(pu.reaper, pu.dir.temp(), pu.origin)
 	go pu.listenKeeper()
 	for _, p := range taken {
 		if r := p.record(); r.State == StateCreating {
@@ -151,7 +153,6 @@ func (pu *pump) takeOver() error {
 		}
 	}
 	pu.cleanTemp()
-	pu.runtimes = newRuntimes(pu.reaper, pu.dir.temp(), pu.origin)
 	for _, p := range taken {
 		pu.resume(p)
 	}
@@ -317,9 +318,7 @@ func (pu *pump) stop() {
 func (pu *pump) becomeKeeper() {
 	slog.Warn("the keeper died; this pump takes its place", "keeper", pu.keeper)
 	pu.link.died()
-	if pu.runtimes != nil {
-		pu.runtimes.quiesce(drainTime)
-	}
+	pu.runtimes.quiesce(drainTime)
 	for {
 		err := pu.execKeeper()
 		slog.Error("the pump cannot become the keeper", "err", err)
