@@ -1,10 +1,10 @@
 // bench measures a CRI runtime through its socket, alone or several side by
 // side in one run, and prints a table.
 //
-//	go run ./test/bench [--endpoint [NAME=]unix:///path.sock,…] [--pods N] [--rounds N] …
+//	go run ./test/bench [--endpoint own,[NAME=]unix:///path.sock,…] [--pods N] [--rounds N] …
 //
-// Without an endpoint it starts our own engine in scratch directories, and a
-// registry with the image it needs. Rounds of several endpoints are
+// The endpoint "own", which is the default, starts our own engine in scratch
+// directories. A registry with the image that all need is started too. Rounds of several endpoints are
 // interleaved, so that what else the machine does falls on all of them alike.
 // peers/ holds scripts that start other runtimes beside ours.
 //
@@ -46,7 +46,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.endpoints, "endpoint", "", "sockets to measure, [NAME=]unix:///path, comma-separated; none: start our own engine")
+	flag.StringVar(&o.endpoints, "endpoint", "own", "what to measure, comma-separated: own starts our engine, [NAME=]unix:///path is a socket")
 	flag.StringVar(&o.handlers, "handlers", "", "runtime handlers to measure on each, comma-separated; none: the default one")
 	flag.StringVar(&o.bin, "bin", "bin", "directory of our binaries")
 	flag.StringVar(&o.registry, "registry", "", "host:port to serve the bench image at, on loopback; none: a free one")
@@ -99,7 +99,10 @@ func run(ctx context.Context, o options) (err error) {
 // subject for each handler on each.
 func openSubjects(ctx context.Context, o options, dir, registry string) ([]*subject, error) {
 	var runtimes []*subject
-	if o.endpoints == "" {
+	for item := range strings.SplitSeq(o.endpoints, ",") {
+		if item != "own" {
+			continue
+		}
 		own, err := startOwn(ctx, o.bin, filepath.Join(dir, "engine"), registry, o.handlers)
 		if own != nil {
 			runtimes = append(runtimes, own)
@@ -109,7 +112,7 @@ func openSubjects(ctx context.Context, o options, dir, registry string) ([]*subj
 		}
 	}
 	for item := range strings.SplitSeq(o.endpoints, ",") {
-		if item == "" {
+		if item == "own" {
 			continue
 		}
 		s, err := connect(ctx, item, registry)
@@ -126,9 +129,7 @@ func openSubjects(ctx context.Context, o options, dir, registry string) ([]*subj
 		for i, h := range strings.Split(o.handlers, ",") {
 			s := *r
 			s.handler, s.name = h, r.name+"/"+h
-			if i > 0 {
-				s.engine = nil // the first one closes it
-			}
+			s.closes = i == 0
 			subjects = append(subjects, &s)
 		}
 	}

@@ -266,20 +266,18 @@ type footprint struct {
 }
 
 // runtimeNames are the processes that runtimes keep: their daemons, and what
-// stands beside each pod or container.
-var runtimeNames = regexp.MustCompile(`^(cri-engine|containerd|conmon|crio|pause)`)
+// stands beside each pod or container. ownNames are ours.
+var (
+	ownNames     = regexp.MustCompile(`^(cri-engine|pause)`)
+	runtimeNames = regexp.MustCompile(`^(containerd|conmon|crio|pause)`)
+)
 
-// footprint sums up the runtime's processes: those that serve the subject's
-// socket and those that came from them. A monitor or shim is nobody's child any
-// more, so a name decides, and that it works in the subject's directories.
+// footprint sums up the runtime's processes. A monitor or shim is nobody's child
+// any more, so names decide, and for ours that it works in our directories:
+// another engine may run on this machine.
 func (s *subject) footprint() footprint {
 	var f footprint
-	for _, pid := range harness.Processes(func(p harness.Process) bool {
-		return runtimeNames.MatchString(filepath.Base(p.Exe)) || runtimeNames.MatchString(p.Comm)
-	}) {
-		if s.engine != nil && pid != s.pid && !s.isOurs(pid) {
-			continue
-		}
+	for _, pid := range harness.Processes(s.isRuntime) {
 		f.processes++
 		f.pss += pssOf(pid)
 	}
@@ -287,9 +285,12 @@ func (s *subject) footprint() footprint {
 	return f
 }
 
-func (s *subject) isOurs(pid int) bool {
-	p, ok := harness.ReadProcess(pid)
-	return ok && (strings.Contains(p.Cmdline, s.engine.State) || filepath.Base(p.Exe) == "pause")
+func (s *subject) isRuntime(p harness.Process) bool {
+	name := filepath.Base(p.Exe)
+	if s.engine == nil {
+		return p.Pid == s.pid || runtimeNames.MatchString(name)
+	}
+	return p.Pid == s.engine.Pid() || ownNames.MatchString(name) && (name == "pause" || strings.Contains(p.Cmdline, s.engine.State))
 }
 
 func pssOf(pid int) float64 {

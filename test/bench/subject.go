@@ -26,6 +26,7 @@ type subject struct {
 	rt            runtimeapi.RuntimeServiceClient
 	img           runtimeapi.ImageServiceClient
 	engine        *harness.Engine // ours, when this program started it
+	closes        bool            // whether close ends what this and other handlers' subjects share
 	pid           int             // of the process that serves the socket
 }
 
@@ -82,7 +83,7 @@ func startOwn(ctx context.Context, bin, dir, registry, handlers string) (*subjec
 	if err != nil {
 		return nil, err
 	}
-	s := &subject{name: "cri-engine", engine: e, image: registry + "/" + benchRepo + ":1"}
+	s := &subject{name: "cri-engine", engine: e, closes: true, image: registry + "/" + benchRepo + ":1"}
 	if err := e.Start(ctx); err != nil {
 		return s, err
 	}
@@ -95,7 +96,7 @@ func connect(ctx context.Context, item, registry string) (*subject, error) {
 	if !named {
 		name, socket = "", item
 	}
-	s := &subject{name: name, image: registry + "/" + benchRepo + ":1"}
+	s := &subject{name: name, closes: true, image: registry + "/" + benchRepo + ":1"}
 	if err := s.dial(socket); err != nil {
 		return nil, err
 	}
@@ -121,6 +122,9 @@ func (s *subject) dial(socket string) error {
 
 // close ends what this program started, and only that.
 func (s *subject) close() error {
+	if !s.closes {
+		return nil
+	}
 	if s.conn != nil {
 		s.conn.Close()
 	}
