@@ -161,12 +161,14 @@ func cgroupsOf(t *testing.T, pid int) map[string]string {
 // number inside is 1, or, with the host's PIDs, the oldest.
 func (c *Container) pid(t testing.TB) int {
 	t.Helper()
-	pids := harness.Processes(func(p harness.Process) bool {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Pid))
-		return err == nil && strings.Contains(string(text), c.ID) && !strings.HasPrefix(p.Comm, "runc") && p.Comm != "crun"
+	var pids []int
+	// StartContainer returns when the runtime let it go: it may not be the program yet.
+	eventually(t, 10*time.Second, "a process is in a cgroup named for container "+c.ID, func() bool {
+		pids = harness.Processes(func(p harness.Process) bool {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Pid))
+			return err == nil && strings.Contains(string(text), c.ID) && !strings.HasPrefix(p.Comm, "runc") && p.Comm != "crun"
+		})
+		return len(pids) > 0
 	})
-	if len(pids) == 0 {
-		t.Fatalf("no process is in a cgroup named for container %s", c.ID)
-	}
 	return pids[0]
 }
