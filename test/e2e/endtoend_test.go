@@ -157,13 +157,12 @@ func cgroupsOf(t *testing.T, pid int) map[string]string {
 }
 
 // pid is the container's first process, as the world's PID namespace numbers
-// it: the process whose mount namespace holds the container and whose own
-// number inside is 1, or, with the host's PIDs, the oldest.
+// it: the oldest in its cgroup. StartContainer returns when the runtime has let
+// the process go; a moment later it is the container's own program.
 func (c *Container) pid(t testing.TB) int {
 	t.Helper()
 	var pids []int
-	// StartContainer returns when the runtime let it go: it may not be the program yet.
-	eventually(t, 10*time.Second, "a process is in a cgroup named for container "+c.ID, func() bool {
+	eventually(t, 5*time.Second, "container "+c.ID+" has a process of its own", func() bool {
 		pids = harness.Processes(func(p harness.Process) bool {
 			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Pid))
 			return err == nil && strings.Contains(string(text), c.ID) && !strings.HasPrefix(p.Comm, "runc") && p.Comm != "crun"
