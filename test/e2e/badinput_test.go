@@ -147,6 +147,7 @@ func TestBadInput(t *testing.T) {
 			{"a mount without a container path", mounts(&runtimeapi.Mount{HostPath: "/tmp"}), codes.InvalidArgument, []string{"container_path"}},
 			{"a mount with a relative host path", mounts(&runtimeapi.Mount{HostPath: "tmp", ContainerPath: "/m"}), codes.InvalidArgument, []string{"host_path"}},
 			{"a mount with a NUL", mounts(&runtimeapi.Mount{HostPath: "/tmp/a\x00", ContainerPath: "/m"}), codes.InvalidArgument, []string{"host_path"}},
+			{"a mount whose host path is missing", mounts(&runtimeapi.Mount{HostPath: "/no/such/path", ContainerPath: "/m"}), codes.InvalidArgument, []string{"/no/such/path"}},
 			{"a mount whose host path runs through a file", mounts(&runtimeapi.Mount{HostPath: "/etc/passwd/x", ContainerPath: "/m"}), codes.InvalidArgument, []string{"/etc/passwd/x"}},
 			{"a device that does not exist", container(func(c *runtimeapi.ContainerConfig) {
 				c.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "rw"}}

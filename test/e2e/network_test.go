@@ -118,7 +118,7 @@ func TestNetworks(t *testing.T) {
 				t.Errorf("network mode %v", mode)
 			}
 		})
-		t.Run("bandwidth annotations limit the pod's traffic and leave nothing", func(t *testing.T) {
+		t.Run("a pod with bandwidth annotations has a network that works, and leaves nothing", func(t *testing.T) {
 			p := e.runPod(t, func(c *runtimeapi.PodSandboxConfig) {
 				c.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "10M"}
 			})
