@@ -36,8 +36,8 @@ type container struct {
 
 	mu  sync.Mutex      // Protects what is below. Held for memory and one record's write only.
 	rec containerRecord //
-	// early is an exit that was told before the start was recorded.
-	early *monitor.Exit
+	// early are exits that were told before the start was recorded.
+	early []monitor.Info
 	// exited is closed when the container has ended; made anew by each start.
 	exited chan struct{}
 }
@@ -169,16 +169,25 @@ func (e *Engine) deleteProcess(ctx context.Context, id string, p process) error 
 	return e.o.Monitor.Delete(ctx, monitor.DeleteRequest{ID: id, Runtime: p.Runtime, Force: true})
 }
 
-// onExit takes in that a container's process has ended.
-func (e *Engine) onExit(c *container, exit monitor.Exit) {
+// onExit takes in that a container's process has ended. An earlier process of
+// the same container, whose start was cut off and taken back, is not meant.
+func (e *Engine) onExit(c *container, info monitor.Info) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch c.rec.Phase {
 	case phaseStarting:
-		c.early = &exit
+		c.early = append(c.early, info)
 	case phaseRunning:
-		e.exitLocked(c, exit)
+		if c.rec.Process.is(info) {
+			e.exitLocked(c, *info.Exit)
+		}
 	}
+}
+
+// is reports whether the monitor speaks of this process. What it says of none
+// in particular, because it does not know the pid, is taken for it.
+func (p process) is(info monitor.Info) bool {
+	return info.Pid == 0 || p.Pid == 0 || p.Pid == info.Pid && p.StartTime == info.StartTime
 }
 
 // exitLocked records the end of a running container, with c.mu held, and has

@@ -83,6 +83,9 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 }
 
 func (r *containerStart) record(context.Context) error {
+	r.c.mu.Lock()
+	r.c.early = nil
+	r.c.mu.Unlock()
 	return r.e.setContainer(r.c, func(rec *containerRecord) { rec.Phase = phaseStarting })
 }
 
@@ -155,13 +158,17 @@ func (r *containerStart) running(context.Context) error {
 		klog.ErrorS(err, "Container's start is known in memory only", "container", c.id)
 	}
 	klog.V(2).InfoS("Container is running", "container", c.id, "name", c.name, "pid", c.rec.Process.Pid)
-	if c.early != nil {
-		exit := *c.early
-		c.early = nil
-		if exit.At.Before(c.rec.StartedAt) {
-			c.rec.StartedAt = exit.At
+	early := c.early
+	c.early = nil
+	for _, info := range early {
+		if !c.rec.Process.is(info) {
+			continue
 		}
-		r.e.exitLocked(c, exit)
+		if info.Exit.At.Before(c.rec.StartedAt) {
+			c.rec.StartedAt = info.Exit.At
+		}
+		r.e.exitLocked(c, *info.Exit)
+		break
 	}
 	return nil
 }

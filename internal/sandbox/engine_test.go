@@ -318,6 +318,36 @@ func TestAnExitThatComesBeforeTheStartIsRecordedIsNotLost(t *testing.T) {
 	}
 }
 
+func TestTheExitOfAnEarlierProcessIsNotTheContainers(t *testing.T) {
+	w := newWorld(t)
+	e := w.engine()
+	gate := make(chan struct{})
+	w.block["Start"] = gate
+	podID := must(e.RunPod(t.Context(), podConfig("p"), ""))(t)
+	id := must(e.CreateContainer(t.Context(), podID, containerConfig("c"), nil))(t)
+	done := make(chan error)
+	go func() { done <- e.StartContainer(t.Context(), id) }()
+	waitFor(t, func() bool { l, _ := w.List(t.Context()); return len(l) == 1 })
+	stale := monitor.Event{Type: monitor.EventExit, Info: monitor.Info{ID: id, State: monitor.StateExited, Pid: 1<<30 - 1, StartTime: 3, Exit: &monitor.Exit{Code: 137, At: time.Now()}}}
+	w.events <- stale
+	waitFor(t, func() bool {
+		c, _ := e.findContainer(id)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.early) == 1
+	})
+	close(gate)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	w.events <- stale
+	w.exit(id, monitor.Exit{Code: 6, At: time.Now()})
+	waitFor(t, func() bool { return state(t, e, id).State == runtimeapi.ContainerState_CONTAINER_EXITED })
+	if s := state(t, e, id); s.ExitCode != 6 {
+		t.Errorf("got exit code %d, want 6", s.ExitCode)
+	}
+}
+
 func TestAFailedStartIsExitedWithACode(t *testing.T) {
 	for _, point := range []string{"Create", "Start"} {
 		t.Run(point, func(t *testing.T) {

@@ -272,9 +272,9 @@ func (e *Engine) reconcileContainer(ctx context.Context, c *container, known map
 		c.snap.Store(e.snapshot(c))
 		switch {
 		case info.Exit != nil:
-			e.onExit(c, *info.Exit)
+			e.onExit(c, info)
 		case !has || rec.BootID != e.bootID:
-			e.onExit(c, monitor.Exit{Code: lostCode, Lost: true, At: time.Now()})
+			e.onExit(c, monitor.Info{ID: c.id, Exit: &monitor.Exit{Code: lostCode, Lost: true, At: time.Now()}})
 		}
 		return nil
 	case phaseRemoving:
@@ -303,12 +303,10 @@ func (e *Engine) reconcileStarting(ctx context.Context, c *container, info monit
 	case monitor.StateRunning, monitor.StateExited:
 		err := e.setContainer(c, func(r *containerRecord) {
 			r.Phase, r.StartedAt = phaseRunning, time.Now()
-			if r.Process.Pid == 0 {
-				r.Process.Pid, r.Process.StartTime = info.Pid, info.StartTime
-			}
+			r.Process.Pid, r.Process.StartTime = info.Pid, info.StartTime
 		})
 		if info.Exit != nil {
-			e.onExit(c, *info.Exit)
+			e.onExit(c, info)
 		}
 		return err
 	}

@@ -29,7 +29,7 @@ func (e *Engine) onEvent(ctx context.Context, ev monitor.Event) {
 	switch ev.Type {
 	case monitor.EventExit:
 		if ev.Info.ExecID == "" && ev.Info.Exit != nil {
-			e.onProcessExit(ev.Info.ID, *ev.Info.Exit)
+			e.onProcessExit(ev.Info)
 		}
 	case monitor.EventReset:
 		klog.InfoS("The connection to the monitor was made anew; comparing what runs")
@@ -39,15 +39,17 @@ func (e *Engine) onEvent(ctx context.Context, ev monitor.Event) {
 	}
 }
 
-func (e *Engine) onProcessExit(id string, exit monitor.Exit) {
+func (e *Engine) onProcessExit(info monitor.Info) {
 	e.mu.Lock()
-	c, p := e.containers[id], e.pods[id]
+	c, p := e.containers[info.ID], e.pods[info.ID]
 	e.mu.Unlock()
 	switch {
 	case c != nil:
-		e.onExit(c, exit)
+		e.onExit(c, info)
 	case p != nil:
-		e.markLost(p, "its sandbox process has ended")
+		if rec := p.read(); rec.Init != nil && rec.Init.is(info) {
+			e.markLost(p, "its sandbox process has ended")
+		}
 	}
 }
 
@@ -98,9 +100,9 @@ func (e *Engine) takeIn(running []string, infos []monitor.Info) {
 		info, ok := known[id]
 		switch {
 		case !ok:
-			e.onProcessExit(id, monitor.Exit{Code: lostCode, Lost: true, At: time.Now()})
+			e.onProcessExit(monitor.Info{ID: id, Exit: &monitor.Exit{Code: lostCode, Lost: true, At: time.Now()}})
 		case info.Exit != nil:
-			e.onProcessExit(id, *info.Exit)
+			e.onProcessExit(info)
 		}
 	}
 }
