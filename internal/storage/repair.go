@@ -18,6 +18,9 @@ func (s *Store) repair(ctx context.Context) error {
 	if err := emptyDir(tempDir(s.opts)); err != nil {
 		return err
 	}
+	if err := removeHalfWritten(s.opts); err != nil {
+		return err
+	}
 	if err := s.store.GarbageCollect(); err != nil {
 		return fmt.Errorf("delete what no record names: %w", err)
 	}
@@ -71,6 +74,23 @@ func (s *Store) check(record *storage.Image, layers map[string]*storage.Layer, u
 	}
 	if _, err := s.store.DeleteImage(record.ID, true); err != nil && !errors.Is(err, storage.ErrLayerUnknown) {
 		klog.ErrorS(err, "Cannot delete an image that is not whole", "image", record.ID)
+	}
+	return nil
+}
+
+// removeHalfWritten removes what the library was writing when it was killed: it
+// writes its indexes beside themselves, under names of this form, and renames.
+func removeHalfWritten(o Options) error {
+	for _, root := range []string{o.Root, o.RunRoot} {
+		left, err := filepath.Glob(filepath.Join(root, "*-*", ".tmp-*.json*"))
+		if err != nil {
+			return err
+		}
+		for _, path := range left {
+			if err := os.Remove(path); err != nil {
+				return fmt.Errorf("remove what was half-written: %w", err)
+			}
+		}
 	}
 	return nil
 }
