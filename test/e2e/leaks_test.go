@@ -152,9 +152,14 @@ func (before snapshot) knowsProcess(x string) bool {
 	return slices.ContainsFunc(before[descriptorKind], func(y string) bool { return strings.HasPrefix(y, owner+": ") })
 }
 
+// crunCopy: the monitor's pump takes the OCI runtimes it started with it, when it is killed.
+const crunCopy = "crun runs from a copy of itself that it makes, mounts and unlinks at every call; only a SIGKILL in between leaves it"
+
 // excused is what the engine or the parts it calls leave on purpose. Nothing
 // else may excuse a difference.
 var excused = []struct{ kind, pattern, why string }{
+	{"file", "/tmp/crun.??????", crunCopy},
+	{"mount", "* /dev/* at /tmp/crun.??????", crunCopy},
 	{"mount", "tmpfs tmpfs at /run/netns", "made with the first namespace and shared, as ip-netns(8) does, so that pins are seen everywhere"},
 	{"file", "/run/netns", "likewise"},
 	{"cgroup", "/sys/fs/cgroup/*/cri-engine", "the parent of pods that name none is the node's; a pod's own below it is not"},
