@@ -15,8 +15,6 @@ type Images interface {
 	Image(ref string) (storage.Image, error)
 	// CreateRootFS makes and mounts a container's own root filesystem, or leaves nothing.
 	CreateRootFS(ctx context.Context, containerID, imageID string, o storage.RootFSOptions) (storage.RootFS, error)
-	// MountRootFS says where one is mounted, mounting it again after a reboot.
-	MountRootFS(ctx context.Context, containerID string) (storage.RootFS, error)
 	// RemoveRootFS unmounts and deletes it; nil when there is none.
 	RemoveRootFS(ctx context.Context, containerID string) error
 	// RootFSes lists the containers that have one.

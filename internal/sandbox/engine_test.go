@@ -92,10 +92,6 @@ func (w *world) CreateRootFS(ctx context.Context, id, _ string, _ storage.RootFS
 	return storage.RootFS{Path: dir}, os.MkdirAll(dir, 0o700)
 }
 
-func (w *world) MountRootFS(context.Context, string) (storage.RootFS, error) {
-	return storage.RootFS{}, nil
-}
-
 func (w *world) RemoveRootFS(ctx context.Context, id string) error {
 	if err := w.at(ctx, "RemoveRootFS"); err != nil {
 		return err
