@@ -57,7 +57,10 @@ type Engine struct {
 	podNames       map[string]*pod
 	containerNames map[string]*container
 
-	// Background work: exits, clean-up after them, retries of what failed.
+	// Background work: exits, clean-up after them, retries of what failed. None of
+	// it begins before restored is closed: recovery has the maps and pods to itself.
+	restored chan struct{}
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -72,9 +75,10 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		return nil, err
 	}
 	if err := e.recover(ctx); err != nil {
-		e.cancel()
+		e.Close()
 		return nil, fmt.Errorf("recover: %w", err)
 	}
+	close(e.restored)
 	e.goOwned(func(ctx context.Context) { e.records.flusher(ctx) })
 	e.goOwned(e.watchMonitor)
 	return e, nil
@@ -120,6 +124,7 @@ func build(o Options) (*Engine, error) {
 		containers:     map[string]*container{},
 		podNames:       map[string]*pod{},
 		containerNames: map[string]*container{},
+		restored:       make(chan struct{}),
 	}
 	for _, h := range o.Handlers {
 		e.handlers[h.Name] = h
@@ -164,6 +169,11 @@ func (e *Engine) goOwned(f func(context.Context)) {
 // closed; the next start finds what is left by its record.
 func (e *Engine) retry(what, id string, f func(context.Context) error) {
 	e.goOwned(func(ctx context.Context) {
+		select {
+		case <-e.restored:
+		case <-ctx.Done():
+			return
+		}
 		for wait := time.Second; ; wait = min(2*wait, time.Minute) {
 			err := f(ctx)
 			if err == nil {
