@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,19 +21,24 @@ type attachParams struct {
 	Stream string `json:"stream"`
 	// Have is how many bytes of an output the client has already.
 	Have uint64 `json:"have,omitempty"`
+	// Fresh: a writer of stdin that has nothing under way, and does not care what became
+	// of an earlier one's last bytes.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // attachResult says where the stream goes on: chunks follow, in the direction of the data.
 type attachResult struct {
 	Offset uint64 `json:"offset"`
-	// Lossy: a pty, of which bytes may be missing after the pump was replaced.
+	// Lossy: bytes may be missing. Of a pty after the pump was replaced; of a container's
+	// output to a client that is slow or was not there.
 	Lossy bool `json:"lossy,omitempty"`
 }
 
 // attachment is a client's connection to one stream.
 type attachment struct {
 	conn *net.UnixConn
-	gone chan struct{} // closed when the client is
+	gone chan struct{} // closed when the client is, or another took its place
+	over chan struct{} // closed when nothing is done for it any more; of stdin only
 }
 
 // The index of a stream in proc.attached.
@@ -42,72 +48,113 @@ const (
 	attachStdin
 )
 
-// serveAttach gives the connection to one stream until either ends. Readers of a
-// container's output will be registered here too; now it is an exec's output and anyone's stdin.
+// serveAttach gives the connection to one stream until either ends.
 func (pu *pump) serveAttach(c *serverConn, r *request) {
-	var p *proc
-	var q attachParams
-	index := -1
+	serve := func() {}
 	c.answer(r, func() (any, error) {
+		var q attachParams
 		if err := json.Unmarshal(r.Params, &q); err != nil {
 			return nil, fmt.Errorf("%w: attach: %w", ErrInvalid, err)
 		}
-		var err error
-		if p, err = pu.find(q.ID, q.ExecID); err != nil {
+		p, err := pu.find(q.ID, q.ExecID)
+		if err != nil {
 			return nil, err
 		}
-		result, i, err := p.canAttach(q)
+		result, then, err := p.attachTo(q, c.conn)
 		if err == nil {
-			index = i
+			serve = then
 		}
 		return result, err
 	})
-	if index < 0 {
-		return
+	serve()
+}
+
+// attachTo prepares what serves a client once it knows the result.
+func (p *proc) attachTo(q attachParams, conn *net.UnixConn) (attachResult, func(), error) {
+	i := slices.Index([]string{roleStdout, roleStderr, roleStdin}, q.Stream)
+	r := p.record()
+	switch {
+	case i < 0:
+		return attachResult{}, nil, fmt.Errorf("%w: stream %.20q", ErrInvalid, q.Stream)
+	case i == attachStdin:
+		return p.attachStdin(q, conn)
+	case r.ExecID != "":
+		result, err := p.canSend(i, q, r)
+		return result, func() { p.serveOutput(i, conn) }, err
 	}
-	a := p.attach(index, c.conn)
-	defer p.detach(index, a)
-	if index == attachStdin {
+	t, err := p.addTap(i, conn, q.Have)
+	if err != nil {
+		return attachResult{}, nil, err
+	}
+	return attachResult{Offset: t.next, Lossy: true}, func() { p.serveTap(i, t) }, nil
+}
+
+// attachStdin takes stdin from whoever had it, and once nothing is written for
+// that one any more, tells how far stdin is.
+func (p *proc) attachStdin(q attachParams, conn *net.UnixConn) (attachResult, func(), error) {
+	a := p.attach(attachStdin, conn)
+	leave := func() {
+		close(a.over)
+		p.detach(attachStdin, a)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if q.Fresh {
+		p.slot.stdinBusy.Store(0)
+	}
+	if p.slot.stdinBusy.Load() != 0 {
+		go leave()
+		return attachResult{}, nil, fmt.Errorf("%w: how much of stdin %s got is not known", ErrReplaced, p.key)
+	}
+	serve := func() {
+		defer leave()
 		p.receiveStdin(a)
-		return
 	}
+	return attachResult{Offset: p.slot.stdinOffset.Load(), Lossy: p.rec.Terminal}, serve, nil
+}
+
+// serveOutput sends an exec's output to its one client.
+func (p *proc) serveOutput(i int, conn *net.UnixConn) {
+	a := p.attach(i, conn)
+	defer p.detach(i, a)
 	go func() {
-		p.sendOutput(index, a)
-		_ = c.conn.CloseWrite()
+		p.sendOutput(i, a)
+		_ = conn.CloseWrite()
 	}()
 	// Nothing is to come: this is how the client's end is seen.
-	_, _ = io.Copy(io.Discard, c.conn)
+	_, _ = io.Copy(io.Discard, conn)
 	close(a.gone)
 }
 
-func (p *proc) canAttach(q attachParams) (attachResult, int, error) {
-	r := p.record()
-	switch q.Stream {
-	case roleStdin:
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.slot.stdinBusy.Load() != 0 {
-			return attachResult{}, -1, fmt.Errorf("%w: how much of stdin %s got is not known", ErrReplaced, p.key)
-		}
-		return attachResult{Offset: p.slot.stdinOffset.Load(), Lossy: r.Terminal}, attachStdin, nil
-	case roleStdout, roleStderr:
-		if r.ExecID == "" || r.Forgotten {
-			return attachResult{}, -1, fmt.Errorf("%w: output of %s", ErrNotFound, p.key)
-		}
-		i := attachStdout
-		if q.Stream == roleStderr {
-			i = attachStderr
-		}
-		p.turn.Lock()
-		defer p.turn.Unlock()
-		j := &p.slot.out[i]
-		recoverSent(j)
-		if q.Have < j.consumed && !r.Terminal {
-			return attachResult{}, -1, fmt.Errorf("%w: output of %s was given away", ErrNotFound, p.key)
-		}
-		return attachResult{Offset: j.consumed, Lossy: r.Terminal}, i, nil
+// serveTap sends a container's output to one of its clients.
+func (p *proc) serveTap(i int, t *tap) {
+	defer p.removeTap(i, t)
+	p.pump.taps.Add(1)
+	defer p.pump.taps.Add(-1)
+	gone := make(chan struct{})
+	go func() {
+		t.send(gone)
+		_ = t.conn.CloseWrite()
+	}()
+	p.pump.workers.ready(p) // an unfinished line may wait in the pipe
+	_, _ = io.Copy(io.Discard, t.conn)
+	t.conn.Close()
+	close(gone)
+}
+
+// canSend says where an exec's output goes on.
+func (p *proc) canSend(i int, q attachParams, r record) (attachResult, error) {
+	if r.Forgotten {
+		return attachResult{}, fmt.Errorf("%w: output of %s", ErrNotFound, p.key)
 	}
-	return attachResult{}, -1, fmt.Errorf("%w: stream %.20q", ErrInvalid, q.Stream)
+	p.turn.Lock()
+	defer p.turn.Unlock()
+	j := &p.slot.out[i]
+	recoverSent(j)
+	if q.Have < j.consumed && !r.Terminal {
+		return attachResult{}, fmt.Errorf("%w: output of %s was given away", ErrNotFound, p.key)
+	}
+	return attachResult{Offset: j.consumed, Lossy: r.Terminal}, nil
 }
 
 // recoverSent ends what a killed pump was at: bytes that it had sent and not
@@ -123,17 +170,24 @@ func recoverSent(j *journal) {
 	j.commit()
 }
 
+// attach makes conn the client of a stream. Whoever was it before is sent away; when
+// that is stdin's, attach returns when nothing more is written for it.
 func (p *proc) attach(i int, conn *net.UnixConn) *attachment {
-	a := &attachment{conn: conn, gone: make(chan struct{})}
+	a := &attachment{conn: conn, gone: make(chan struct{}), over: make(chan struct{})}
 	p.attachMu.Lock()
-	defer p.attachMu.Unlock()
-	if old := p.attached[i]; old != nil {
-		old.conn.Close() // the client has come anew
-	}
+	old := p.attached[i]
 	p.attached[i] = a
 	if p.grace != nil {
 		p.grace.Stop()
 		p.grace = nil
+	}
+	p.attachMu.Unlock()
+	if old != nil {
+		old.conn.Close() // the client has come anew
+		if i == attachStdin {
+			close(old.gone)
+			<-old.over
+		}
 	}
 	return a
 }
@@ -357,6 +411,8 @@ func (p *proc) feedStdin(a *attachment, offset uint64, data []byte) (uint64, err
 		}
 		select {
 		case <-p.kickIn:
+		case <-a.gone:
+			return at, net.ErrClosed
 		case <-p.done:
 			return at, unix.EPIPE
 		case <-time.After(time.Second):

@@ -347,6 +347,11 @@ func (c *Client) CloseStdin(ctx context.Context, id, execID string) error {
 	return c.call(ctx, "closeStdin", true, target{id, execID}, &none{})
 }
 
+// Resize sets the size of a process's terminal, in characters. ErrState when it has none.
+func (c *Client) Resize(ctx context.Context, id, execID string, columns, rows uint16) error {
+	return c.call(ctx, "resize", true, resizeParams{target{id, execID}, rows, columns}, &none{})
+}
+
 // Delete removes a container from its OCI runtime, with all that the runtime left,
 // and forgets it and its execs. nil when there is nothing left to delete;
 // ErrState when it runs and Force is not set.

@@ -272,6 +272,7 @@ func (p *proc) endStream(s *stream, b *buffers, log logTarget) {
 // closeStream gives a stream's fd up, and the log's after the last stream.
 func (p *proc) closeStream(s *stream) {
 	s.fd = -1
+	s.endTaps()
 	roles := []string{s.role}
 	open := false
 	for _, o := range p.out {

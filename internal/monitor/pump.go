@@ -46,6 +46,7 @@ type pump struct {
 	runtimes *runtimes
 	spare    chan *buffers
 	exits    exitEvents
+	taps     atomic.Int32 // clients of containers' output
 
 	slots [shmSlots]atomic.Pointer[proc] // for the watcher
 
@@ -419,6 +420,7 @@ func (pu *pump) forget(p *proc) {
 	for _, s := range p.out {
 		if s != nil {
 			s.fd = -1
+			s.endTaps()
 		}
 	}
 	p.log = -1

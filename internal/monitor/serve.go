@@ -57,6 +57,13 @@ type target struct {
 	ExecID string `json:"execId,omitempty"`
 }
 
+// resizeParams has a terminal's new size, in characters.
+type resizeParams struct {
+	target
+	Rows    uint16 `json:"rows"`
+	Columns uint16 `json:"columns"`
+}
+
 type signalParams struct {
 	target
 	Signal int `json:"signal"`
@@ -234,6 +241,8 @@ func (pu *pump) dispatch(ctx context.Context, r *request) (any, error) {
 		return with(r, func(q target) (Exit, error) { return pu.wait(ctx, q) })
 	case "signal":
 		return with(r, func(q signalParams) (none, error) { return none{}, pu.signal(q) })
+	case "resize":
+		return with(r, func(q resizeParams) (none, error) { return none{}, pu.resize(q) })
 	case "reopenLog":
 		return with(r, func(q target) (none, error) { return none{}, pu.reopenLog(q.ID) })
 	case "closeStdin":
@@ -336,6 +345,6 @@ func (pu *pump) list() []Info {
 func (pu *pump) status() Status {
 	return Status{
 		Version: pu.version, Protocol: maxProtocol, KeeperPid: pu.keeper, PumpPid: os.Getpid(),
-		Processes: len(pu.all()), DroppedLogBytes: pu.shm.header().dropped.Load(),
+		Processes: len(pu.all()), Attached: int(pu.taps.Load()), DroppedLogBytes: pu.shm.header().dropped.Load(),
 	}
 }

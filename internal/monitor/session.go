@@ -55,6 +55,11 @@ func (s *ExecSession) Wait(ctx context.Context) (Exit, error) {
 	return s.client.Wait(ctx, s.info.ID, s.info.ExecID)
 }
 
+// Resize sets the size of the process's terminal, in characters.
+func (s *ExecSession) Resize(ctx context.Context, columns, rows uint16) error {
+	return s.client.Resize(ctx, s.info.ID, s.info.ExecID, columns, rows)
+}
+
 // closeTime bounds what Close waits for.
 const closeTime = 10 * time.Second
 
@@ -141,7 +146,9 @@ type streamReader struct {
 	end  streamEnd
 	have uint64 // bytes that the reader has got
 	left int    // of the chunk at hand
-	err  error
+	// lossy: chunks may be missing between two others.
+	lossy bool
+	err   error
 }
 
 func (r *streamReader) Read(p []byte) (int, error) {
@@ -170,7 +177,7 @@ func (r *streamReader) read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		r.left = 0
+		r.left, r.lossy = 0, result.Lossy
 		if result.Offset > r.have {
 			if !result.Lossy {
 				return 0, errOutputLost
@@ -212,7 +219,10 @@ func (r *streamReader) nextChunk() error {
 			return io.EOF
 		}
 		if offset > r.have {
-			return errOutputLost
+			if !r.lossy {
+				return errOutputLost
+			}
+			r.have = offset
 		}
 		had := int(min(r.have-offset, uint64(n)))
 		if _, err := io.CopyN(io.Discard, r.end.conn, int64(had)); err != nil {
@@ -228,7 +238,10 @@ func (r *streamReader) nextChunk() error {
 type streamWriter struct {
 	end    streamEnd
 	offset uint64 // bytes that the process has got
-	err    error
+	// joins: stdin may have had an earlier writer, whose bytes count in offset, until
+	// this one has begun.
+	joins bool
+	err   error
 }
 
 func (w *streamWriter) Write(p []byte) (int, error) {
@@ -267,9 +280,13 @@ func (w *streamWriter) put(chunk []byte) error {
 	start := w.offset
 	for {
 		if w.end.conn == nil {
+			w.end.params.Fresh = w.joins
 			result, err := w.end.reattach(0)
 			if err != nil {
 				return err
+			}
+			if w.joins {
+				w.joins, start = false, result.Offset
 			}
 			// What an earlier pump took of this chunk.
 			if w.offset = result.Offset; w.offset < start || w.offset > start+uint64(len(chunk)) {

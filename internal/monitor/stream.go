@@ -38,6 +38,8 @@ type stream struct {
 	// pending are entries made of a pty's bytes, which a full disk keeps from the log.
 	pending  []byte
 	pendingN int
+	// taps are the clients attached to a container's output.
+	taps []*tap
 	// hup is set when no writer is left, so that a line without end is the last.
 	hup atomic.Bool
 }
@@ -149,6 +151,7 @@ func (b *buffers) moveLines(s *stream, log logTarget, budget int) (more bool, er
 		if err != nil {
 			return false, err
 		}
+		s.tapOut(s.j.consumed, head)
 		w := batch{stream: s.role, at: log.now().UnixNano(), partial: s.j.partial == 1, dropped: s.j.dropped}
 		out, n, partial := w.render(b.out[:0], head, false)
 		if n == 0 && (hup || pipeFull(s.fd, len(head))) {
@@ -270,6 +273,7 @@ func (b *buffers) discard(s *stream, budget int, counted bool) (uint64, error) {
 			return total, err
 		}
 		total += uint64(n)
+		s.tapOut(s.j.consumed, b.head[:n])
 		s.j.consumed += uint64(n)
 		if counted {
 			s.j.dropped += uint64(n)
@@ -291,6 +295,7 @@ func (b *buffers) moveTerminal(s *stream, log logTarget, budget int) (more bool,
 			if err != nil {
 				return false, err
 			}
+			s.tapOut(s.j.consumed, b.head[:n])
 			w := batch{stream: s.role, at: log.now().UnixNano(), partial: s.j.partial == 1, dropped: s.j.dropped, tail: 'P'}
 			out, _, partial := w.render(b.out[:0], b.head[:n], true)
 			b.out = out

@@ -124,6 +124,7 @@ type Status struct {
 	KeeperPid int    `json:"keeperPid"` // the two processes that guard each other
 	PumpPid   int    `json:"pumpPid"`
 	Processes int    `json:"processes"` // in custody
+	Attached  int    `json:"attached"`  // clients that see a container's output, one for each stream
 	// DroppedLogBytes counts output that could not be written to a log (disk full), since start.
 	DroppedLogBytes uint64 `json:"droppedLogBytes"`
 }
