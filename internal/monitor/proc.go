@@ -187,13 +187,29 @@ func (p *proc) takeTurn(b *buffers) (more bool) {
 	}
 	p.slot.active.Store(1)
 	defer p.slot.active.Store(0)
-	for _, s := range p.out {
-		if s != nil && s.fd >= 0 && p.move(s, b) {
-			more = true
+	for _, s := range p.inOrder() {
+		if s == nil || s.fd < 0 {
+			continue
+		}
+		more = p.move(s, b) || more
+		if s.halfWritten() {
+			break
 		}
 	}
 	return more
 }
+
+// inOrder returns the streams with the one first whose batch a killed pump or a full
+// disk left half written: both streams' entries go to one file, and the rest must
+// follow its beginning.
+func (p *proc) inOrder() [2]*stream {
+	if s := p.out[1]; s != nil && s.fd >= 0 && s.halfWritten() {
+		return [2]*stream{s, p.out[0]}
+	}
+	return p.out
+}
+
+func (s *stream) halfWritten() bool { return s.j.phase.Load() == phaseWriting }
 
 // move gives one stream its part of the turn.
 func (p *proc) move(s *stream, b *buffers) (more bool) {
@@ -210,6 +226,7 @@ func (p *proc) move(s *stream, b *buffers) (more bool) {
 		_, err = b.discard(s, turnBudget, false)
 		more = err == nil
 	case p.slot.quarantined.Load() != 0:
+		leaveLog(s, log.fd)
 		p.noteQuarantine(s, b, log)
 		_, err = b.discard(s, turnBudget, false)
 		more = err == nil

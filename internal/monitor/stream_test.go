@@ -22,6 +22,8 @@ type rig struct {
 	w   *os.File
 	log logTarget
 	now time.Time
+	// slot has the journals of both of the process's streams.
+	slot *slot
 }
 
 func newRig(t *testing.T) *rig {
@@ -34,8 +36,8 @@ func newRig(t *testing.T) *rig {
 	must(t, err)
 	log, err := openLog(filepath.Join(t.TempDir(), "log"))
 	must(t, err)
-	r := &rig{t: t, w: os.NewFile(uintptr(fds[1]), "w"), now: time.Unix(1767323045, 6)}
-	r.s = &stream{role: "stdout", fd: fds[0], j: &m.slot(3).out[0]}
+	r := &rig{t: t, w: os.NewFile(uintptr(fds[1]), "w"), now: time.Unix(1767323045, 6), slot: m.slot(3)}
+	r.s = &stream{role: "stdout", fd: fds[0], j: &r.slot.out[0]}
 	r.log = logTarget{fd: log, now: func() time.Time { return r.now }}
 	r.restart()
 	t.Cleanup(func() {
@@ -195,6 +197,38 @@ func TestKilledAtEveryPoint(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestAHalfWrittenBatchIsEndedBeforeTheOtherStreamWrites(t *testing.T) {
+	for _, role := range []string{roleStdout, roleStderr} {
+		t.Run(role, func(t *testing.T) {
+			r := newRig(t)
+			fds, err := pipe(0)
+			must(t, err)
+			defer closeAll(fds[:])
+			streams := [2]*stream{r.s, {role: roleStderr, fd: fds[0], j: &r.slot.out[1]}}
+			r.write("one\n")
+			_, err = unix.Write(fds[1], []byte("two\n"))
+			must(t, err)
+			for _, s := range streams {
+				if s.role == role {
+					r.s = s
+				}
+			}
+			r.interrupt("writing", func(n int) int { return n / 2 })
+			r.restart()
+			p := &proc{slot: r.slot, out: streams, log: r.log.fd}
+			for p.takeTurn(r.b) {
+			}
+			want := "stdout F one\nstderr F two\n"
+			if role == roleStderr {
+				want = "stderr F two\nstdout F one\n"
+			}
+			if got := r.entries(); got != want {
+				t.Errorf("log %q", r.content())
+			}
+		})
 	}
 }
 

@@ -184,10 +184,16 @@ func (e *Engine) onExit(c *container, info monitor.Info) {
 	}
 }
 
-// is reports whether the monitor speaks of this process. What it says of none
-// in particular, because it does not know the pid, is taken for it.
+// is reports whether the monitor speaks of this process. One without a pid is
+// another: an earlier one, which was never made to its end.
 func (p process) is(info monitor.Info) bool {
-	return info.Pid == 0 || p.Pid == 0 || p.Pid == info.Pid && p.StartTime == info.StartTime
+	return p.Pid == 0 || p.Pid == info.Pid && p.StartTime == info.StartTime
+}
+
+// lost is the end of a process of which the monitor knows nothing any more.
+func (p process) lost(id string) monitor.Info {
+	exit := &monitor.Exit{Code: lostCode, Lost: true, At: time.Now()}
+	return monitor.Info{ID: id, State: monitor.StateExited, Pid: p.Pid, StartTime: p.StartTime, Exit: exit}
 }
 
 // exitLocked records the end of a running container, with c.mu held, and has

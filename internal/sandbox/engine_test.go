@@ -325,18 +325,21 @@ func TestTheExitOfAnEarlierProcessIsNotTheContainers(t *testing.T) {
 	go func() { done <- e.StartContainer(t.Context(), id) }()
 	waitFor(t, func() bool { l, _ := w.List(t.Context()); return len(l) == 1 })
 	stale := monitor.Event{Type: monitor.EventExit, Info: monitor.Info{ID: id, State: monitor.StateExited, Pid: 1<<30 - 1, StartTime: 3, Exit: &monitor.Exit{Code: 137, At: time.Now()}}}
+	unmade := monitor.Event{Type: monitor.EventExit, Info: monitor.Info{ID: id, State: monitor.StateExited, Exit: &monitor.Exit{Code: 255, Lost: true, At: time.Now()}}}
 	w.events <- stale
+	w.events <- unmade
 	waitFor(t, func() bool {
 		c, _ := e.findContainer(id)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return len(c.early) == 1
+		return len(c.early) == 2
 	})
 	close(gate)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	w.events <- stale
+	w.events <- unmade
 	w.exit(id, monitor.Exit{Code: 6, At: time.Now()})
 	waitFor(t, func() bool { return state(t, e, id).State == runtimeapi.ContainerState_CONTAINER_EXITED })
 	if s := state(t, e, id); s.ExitCode != 6 {

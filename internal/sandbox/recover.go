@@ -274,7 +274,7 @@ func (e *Engine) reconcileContainer(ctx context.Context, c *container, known map
 		case info.Exit != nil:
 			e.onExit(c, info)
 		case !has || rec.BootID != e.bootID:
-			e.onExit(c, monitor.Info{ID: c.id, Exit: &monitor.Exit{Code: lostCode, Lost: true, At: time.Now()}})
+			e.onExit(c, rec.Process.lost(c.id))
 		}
 		return nil
 	case phaseRemoving:

@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -71,36 +73,37 @@ func (e *Engine) compare(ctx context.Context) {
 	}
 }
 
-// running are the ids of all processes that should be in the monitor's custody.
-func (e *Engine) running() []string {
+// running are the processes that should be in the monitor's custody, by id.
+func (e *Engine) running() map[string]process {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	var ids []string
-	for id, c := range e.containers {
-		if s := c.snap.Load(); s != nil && s.Pid != 0 {
-			ids = append(ids, id)
+	containers, pods := slices.Collect(maps.Values(e.containers)), slices.Collect(maps.Values(e.pods))
+	e.mu.Unlock()
+	running := map[string]process{}
+	for _, c := range containers {
+		if rec := c.read(); rec.Phase == phaseRunning {
+			running[c.id] = rec.Process
 		}
 	}
-	for id, p := range e.pods {
-		if s := p.snap.Load(); s != nil && s.Ready && s.InitPid != 0 {
-			ids = append(ids, id)
+	for _, p := range pods {
+		if rec := p.read(); rec.Phase == phaseReady && rec.Init != nil {
+			running[p.id] = *rec.Init
 		}
 	}
-	return ids
+	return running
 }
 
-func (e *Engine) takeIn(running []string, infos []monitor.Info) {
+func (e *Engine) takeIn(running map[string]process, infos []monitor.Info) {
 	known := map[string]monitor.Info{}
 	for _, i := range infos {
 		if i.ExecID == "" {
 			known[i.ID] = i
 		}
 	}
-	for _, id := range running {
+	for id, p := range running {
 		info, ok := known[id]
 		switch {
 		case !ok:
-			e.onProcessExit(monitor.Info{ID: id, Exit: &monitor.Exit{Code: lostCode, Lost: true, At: time.Now()}})
+			e.onProcessExit(p.lost(id))
 		case info.Exit != nil:
 			e.onProcessExit(info)
 		}
