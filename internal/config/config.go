@@ -17,6 +17,8 @@ type Config struct {
 	Monitor Monitor `toml:"monitor"`
 	Image   Image   `toml:"image"`
 	Network Network `toml:"network"`
+
+	Streaming Streaming `toml:"streaming"`
 }
 
 // Log is [log].
@@ -120,6 +122,22 @@ type Network struct {
 	DefaultNetwork bool `toml:"default_network"`
 	// Timeout ends a CNI call that takes longer.
 	Timeout Duration `toml:"timeout"`
+}
+
+// Streaming is [streaming]: exec, attach and port-forward.
+type Streaming struct {
+	// Address to listen on, host:port; port 0 is any free one.
+	Address string `toml:"address"`
+	// TLSCertFile and TLSKeyFile make it HTTPS; both or none. They are read at each
+	// connection's start when they have changed.
+	TLSCertFile string `toml:"tls_cert_file"`
+	TLSKeyFile  string `toml:"tls_key_file"`
+	// TLSClientCAFile: only clients with a certificate of these authorities are served.
+	TLSClientCAFile string `toml:"tls_client_ca_file"`
+	// IdleTimeout ends a connection on which nothing moves.
+	IdleTimeout Duration `toml:"idle_timeout"`
+	// CreationTimeout ends a connection whose client does not open its streams.
+	CreationTimeout Duration `toml:"creation_timeout"`
 }
 
 // Duration is a time.Duration written "30s".

@@ -51,6 +51,11 @@ func Default() Config {
 			DefaultNetwork: true,
 			Timeout:        Duration(2 * time.Minute),
 		},
+		Streaming: Streaming{
+			Address:         "127.0.0.1:0",
+			IdleTimeout:     Duration(4 * time.Hour),
+			CreationTimeout: Duration(30 * time.Second),
+		},
 	}
 }
 

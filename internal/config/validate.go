@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -33,6 +34,7 @@ func (c Config) Validate() error {
 	p.path("monitor.path", c.Monitor.Path, true)
 	c.Image.validate(&p)
 	c.Network.validate(&p)
+	c.Streaming.validate(&p)
 	return errors.Join(p...)
 }
 
@@ -123,6 +125,30 @@ func (i Image) validate(p *problems) {
 	if i.ProgressTimeout != 0 {
 		p.duration("image.progress_timeout", i.ProgressTimeout, time.Second)
 	}
+}
+
+func (s Streaming) validate(p *problems) {
+	host, port, err := net.SplitHostPort(s.Address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err == nil && net.ParseIP(host) == nil {
+		err = fmt.Errorf("%q is no IP address", host)
+	}
+	if err != nil {
+		p.add("streaming.address", "%q is not of the form address:port: %w", s.Address, err)
+	}
+	p.path("streaming.tls_cert_file", s.TLSCertFile, true)
+	p.path("streaming.tls_key_file", s.TLSKeyFile, true)
+	p.path("streaming.tls_client_ca_file", s.TLSClientCAFile, true)
+	if (s.TLSCertFile == "") != (s.TLSKeyFile == "") {
+		p.add("streaming.tls_key_file", "a certificate and its key are given together")
+	}
+	if s.TLSClientCAFile != "" && s.TLSCertFile == "" {
+		p.add("streaming.tls_client_ca_file", "is of use with tls_cert_file only")
+	}
+	p.duration("streaming.idle_timeout", s.IdleTimeout, time.Second)
+	p.duration("streaming.creation_timeout", s.CreationTimeout, time.Second)
 }
 
 func (n Network) validate(p *problems) {

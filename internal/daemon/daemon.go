@@ -55,9 +55,14 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer engine.Close()
+	streams, err := openStreaming(o.Config.Streaming, engine)
+	if err != nil {
+		return err
+	}
+	defer streams.Close()
 	sampler := stats.NewSampler(samplePeriod)
 	srv := server.New(server.Options{
-		Engine: engine, Images: p.store, Networks: p.networks, Stats: sampler.Read,
+		Engine: engine, Images: p.store, Networks: p.networks, Stats: sampler.Read, Streams: streams,
 		Config: o.Config, Version: o.Version,
 		Info: func() map[string]any { return map[string]any{"cni": p.networks.Status()} },
 	})

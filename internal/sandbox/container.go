@@ -38,6 +38,8 @@ type container struct {
 	rec containerRecord //
 	// early are exits that were told before the start was recorded.
 	early []monitor.Info
+	// stdin is what attached clients share; nil while none of them has it.
+	stdin *sharedStdin
 	// exited is closed when the container has ended; made anew by each start.
 	exited chan struct{}
 }

@@ -27,12 +27,14 @@ const MaxExecOutput = 15 << 20
 // something it left behind still holds its streams open.
 const execDrain = time.Second
 
-// containerExec runs one command in a running container, to its end.
+// containerExec runs one command in a running container, to its end: with its
+// output kept (ExecSync), or with a client at its streams (Exec).
 type containerExec struct {
 	e       *Engine
 	c       *container
 	command []string
 	timeout time.Duration
+	client  Streams
 
 	rec     containerRecord
 	execID  string
@@ -80,7 +82,7 @@ func (x *containerExec) spec(context.Context) error {
 	if err := json.Unmarshal(data, &spec); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
-	p, err := oci.ExecProcess(&spec, x.command, false)
+	p, err := oci.ExecProcess(&spec, x.command, x.client.TTY)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,10 @@ type Monitor interface {
 	Create(ctx context.Context, r monitor.CreateRequest) (monitor.Info, error)
 	Start(ctx context.Context, id string) error
 	Exec(ctx context.Context, r monitor.ExecRequest) (*monitor.ExecSession, error)
+	Attach(id string) *monitor.Attached
+	Stdin(id string) *monitor.Stdin
+	CloseStdin(ctx context.Context, id, execID string) error
+	Resize(ctx context.Context, id, execID string, columns, rows uint16) error
 	Signal(ctx context.Context, id, execID string, sig syscall.Signal) error
 	ReopenLog(ctx context.Context, id string) error
 	Delete(ctx context.Context, r monitor.DeleteRequest) error

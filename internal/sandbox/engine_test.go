@@ -174,6 +174,11 @@ func (w *world) exit(id string, exit monitor.Exit) {
 	w.events <- ev
 }
 
+func (w *world) Attach(string) *monitor.Attached                              { return nil }
+func (w *world) Stdin(string) *monitor.Stdin                                  { return nil }
+func (w *world) CloseStdin(context.Context, string, string) error             { return nil }
+func (w *world) Resize(context.Context, string, string, uint16, uint16) error { return nil }
+
 func (w *world) ReopenLog(context.Context, string) error { return nil }
 
 func (w *world) Delete(ctx context.Context, r monitor.DeleteRequest) error {

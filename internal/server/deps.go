@@ -65,6 +65,13 @@ type Images interface {
 	Watch(ctx context.Context) <-chan storage.Progress
 }
 
+// Streams keep requests for a client that connects to the URL they return, once.
+type Streams interface {
+	Exec(r *runtimeapi.ExecRequest) (string, error)
+	Attach(r *runtimeapi.AttachRequest) (string, error)
+	PortForward(r *runtimeapi.PortForwardRequest) (string, error)
+}
+
 // Networks is CNI. *cni.Networks is one.
 type Networks interface {
 	// Ready is nil when pods can get a network, else the reason.

@@ -31,6 +31,7 @@ type Options struct {
 	Images   Images
 	Networks Networks
 	Stats    Stats
+	Streams  Streams
 	Config   config.Config
 	// Version of the engine, by semver.org.
 	Version string
