@@ -40,7 +40,20 @@ func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler 
 	c := begin(info.FullMethod, nil)
 	c.slow.Stop()
 	defer func() { err = c.end(recover(), err) }()
-	return handler(srv, ss)
+	return handler(srv, boundedStream{ss})
+}
+
+// boundedStream refuses requests that unary would refuse.
+type boundedStream struct{ grpc.ServerStream }
+
+func (b boundedStream) RecvMsg(m any) error {
+	if err := b.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	if m, ok := m.(proto.Message); ok {
+		return checkBounds(m)
+	}
+	return nil
 }
 
 // rpc is one call under way.
