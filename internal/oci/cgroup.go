@@ -119,3 +119,15 @@ func CgroupsPath(driver CgroupDriver, parent, id string) string {
 	}
 	return path.Join("/", parent, id)
 }
+
+// CgroupPath returns where a pod's cgroup_parent is below each hierarchy's root:
+// systemd has the slices from the root down to the named one. "" for none.
+func CgroupPath(parent string) string {
+	if parent == "" {
+		return ""
+	}
+	if slices, ok := expandSlice(path.Base(parent)); ok {
+		return "/" + path.Join(slices...)
+	}
+	return path.Join("/", parent)
+}

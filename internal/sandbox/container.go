@@ -210,6 +210,8 @@ func (e *Engine) exitLocked(c *container, exit monitor.Exit) {
 		klog.ErrorS(err, "Container's end is known in memory only", "container", c.id)
 	}
 	e.records.flush(c.id)
+	// Before those who wait for it go on, to what is told after it.
+	e.tellContainer(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	close(c.exited)
 	klog.V(2).InfoS("Container has ended", "container", c.id, "name", c.name, "exitCode", exit.Code, "oomKilled", exit.OOMKilled)
 	e.retry("container that has ended", c.id, func(ctx context.Context) error { return e.reapContainer(ctx, c) })

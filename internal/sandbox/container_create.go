@@ -180,8 +180,11 @@ func (e *Engine) forgetContainer(c *container) error {
 	delete(e.containers, c.id)
 	e.mu.Unlock()
 	c.pod.mu.Lock()
-	defer c.pod.mu.Unlock()
 	delete(c.pod.children, c.id)
+	c.pod.mu.Unlock()
+	if c.snap.Load() != nil { // else it was never there for anyone
+		e.tellContainer(c, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	}
 	return nil
 }
 
@@ -307,6 +310,7 @@ func (r *containerCreate) created(context.Context) error {
 		r.c.snap.Store(nil)
 		return err
 	}
+	r.e.tellContainer(r.c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	klog.V(2).InfoS("Container is created", "container", r.c.id, "name", r.c.name)
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/cri-engine/cri-engine/internal/cgroup"
@@ -78,6 +79,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 		klog.ErrorS(saveErr, "Container's failed start is known in memory only", "container", c.id)
 	}
 	e.records.flush(c.id)
+	e.tellContainer(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	close(c.exited)
 	return fmt.Errorf("start container %s: %w", c.id, err)
 }
@@ -158,6 +160,7 @@ func (r *containerStart) running(context.Context) error {
 		klog.ErrorS(err, "Container's start is known in memory only", "container", c.id)
 	}
 	klog.V(2).InfoS("Container is running", "container", c.id, "name", c.name, "pid", c.rec.Process.Pid)
+	r.e.tellContainer(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	early := c.early
 	c.early = nil
 	for _, info := range early {

@@ -50,6 +50,7 @@ type Engine struct {
 	pauseRootFS string
 
 	podRuns, containerCreates flights
+	hub                       Hub // tells of changes
 
 	mu             sync.Mutex // Protects the maps; never held over anything slow.
 	pods           map[string]*pod
@@ -137,6 +138,7 @@ func build(o Options) (*Engine, error) {
 func (e *Engine) Close() {
 	e.cancel()
 	e.wg.Wait()
+	e.hub.Close()
 }
 
 // Handlers are the OCI runtimes that pods can ask for.
@@ -336,16 +338,7 @@ func (e *Engine) ContainersOf(podID string) []*Container {
 	if err != nil {
 		return nil
 	}
-	var list []*Container
-	for _, c := range p.list() {
-		if s := c.snap.Load(); s != nil {
-			list = append(list, s)
-		}
-	}
-	sort.Slice(list, func(i, j int) bool {
-		return newer(list[i].CreatedAt, list[j].CreatedAt, list[i].ID, list[j].ID)
-	})
-	return list
+	return p.snapshots()
 }
 
 // ImageInUse reports whether a container was made from the image.

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"path/filepath"
+	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-engine/cri-engine/internal/oci"
 )
 
 // pod is a pod sandbox in this process. What lasts of it is rec.
@@ -27,6 +30,7 @@ type pod struct {
 	mu       sync.Mutex            // Protects what is below. Held for memory and one record's write only.
 	rec      podRecord             //
 	children map[string]*container // by id
+	stopTold bool                  // see tellPodStopped
 }
 
 // podName is what must be unique: kubelet's identity of one attempt at a pod.
@@ -52,6 +56,20 @@ func (p *pod) list() []*container {
 	return list
 }
 
+// snapshots are the pod's containers as lists show them, the newest first.
+func (p *pod) snapshots() []*Container {
+	var list []*Container
+	for _, c := range p.list() {
+		if s := c.snap.Load(); s != nil {
+			list = append(list, s)
+		}
+	}
+	sort.Slice(list, func(i, j int) bool {
+		return newer(list[i].CreatedAt, list[j].CreatedAt, list[i].ID, list[j].ID)
+	})
+	return list
+}
+
 // setPod changes the pod's record, writes it and shows it. When it can't be
 // written the change stands in memory only, and the error says so.
 func (e *Engine) setPod(p *pod, change func(*podRecord)) error {
@@ -71,6 +89,8 @@ func (p *pod) snapshot() *Pod {
 		CreatedAt: p.rec.CreatedAt,
 		Ready:     p.rec.Phase == phaseReady,
 		NetNS:     p.rec.NetNS,
+		// As the cgroup's path below each hierarchy, whichever driver made it.
+		Cgroup: oci.CgroupPath(p.rec.CgroupParent),
 		Info: map[string]any{
 			"phase": p.rec.Phase, "runtimeHandler": p.rec.Handler, "cgroupParent": p.rec.CgroupParent,
 			"ipcNamespace": p.rec.IPCNS, "utsNamespace": p.rec.UTSNS,
@@ -114,6 +134,7 @@ func (e *Engine) markLost(p *pod, why string) {
 	}); err != nil {
 		klog.ErrorS(err, "Pod's record could not be written", "pod", p.id)
 	}
+	e.tellPodStopped(p)
 }
 
 func decodePod(data []byte) (*runtimeapi.PodSandboxConfig, error) {

@@ -204,8 +204,9 @@ func (e *Engine) forgetPod(p *pod) error {
 	}
 	e.freePodName(p)
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	delete(e.pods, p.id)
+	e.mu.Unlock()
+	e.tellPod(p, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }
 
@@ -442,6 +443,9 @@ func (r *podRun) ready(context.Context) error {
 		r.p.rec.Phase = phaseCreating
 		return err
 	}
+	// Peers tell two: a kubelet goes by the state in the statuses, other readers by the pair.
+	r.e.tellPod(r.p, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	r.e.tellPod(r.p, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	klog.V(2).InfoS("Pod sandbox is ready", "pod", r.p.id, "name", r.p.name, "ips", r.p.snap.Load().IPs)
 	return nil
 }

@@ -84,7 +84,14 @@ func (s *podStop) containers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (s *podStop) init(ctx context.Context) error    { return s.e.deleteInit(ctx, s.p) }
+func (s *podStop) init(ctx context.Context) error {
+	if err := s.e.deleteInit(ctx, s.p); err != nil {
+		return err
+	}
+	s.e.tellPodStopped(s.p) // nothing runs in it any more, and of each container that was told
+	return nil
+}
+
 func (s *podStop) network(ctx context.Context) error { return s.e.detach(ctx, s.p) }
 func (s *podStop) shm(context.Context) error         { return s.e.unmountShm(s.p.id) }
 func (s *podStop) namespaces(context.Context) error  { return s.e.unpin(s.p) }

@@ -16,6 +16,7 @@ type Pod struct {
 	CreatedAt time.Time
 	Ready     bool
 	IPs       []netip.Addr
+	Cgroup    string // the parent of the containers' cgroups, from each hierarchy's root
 	NetNS     string // path of the pinned network namespace, "" on the host's
 	// InitPid is the sandbox process's pid, 0 where the pod needs none.
 	InitPid int

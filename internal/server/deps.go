@@ -38,6 +38,9 @@ type Engine interface {
 	Containers() []*sandbox.Container
 	ContainersOf(podID string) []*sandbox.Container
 
+	// Events subscribes to changes from now on; the caller closes it.
+	Events() *sandbox.Subscription
+
 	ReopenLog(ctx context.Context, id string) error
 	// ExecSync runs to the command's end; a timeout of 0 is for none.
 	ExecSync(ctx context.Context, id string, command []string, timeout time.Duration) (sandbox.ExecResult, error)

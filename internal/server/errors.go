@@ -42,6 +42,8 @@ var classes = []struct {
 	{syscall.ENOSPC, codes.ResourceExhausted, ""},
 	{syscall.EDQUOT, codes.ResourceExhausted, ""},
 	{syscall.EMFILE, codes.ResourceExhausted, ""},
+	{sandbox.ErrSlow, codes.ResourceExhausted, ""},
+	{sandbox.ErrEnded, codes.Unavailable, ""},
 	{sandbox.ErrNotFound, codes.NotFound, ""},
 	{storage.ErrNotFound, codes.NotFound, ""},
 	{monitor.ErrNotFound, codes.NotFound, ""},

@@ -42,6 +42,7 @@ type fake struct {
 	execResult sandbox.ExecResult
 	statsErr   error
 	progress   []storage.Progress
+	hub        sandbox.Hub
 
 	mu    sync.Mutex // Protects calls.
 	calls []any
@@ -109,6 +110,7 @@ func (f *fake) ContainersOf(podID string) []*sandbox.Container {
 	}
 	return list
 }
+func (f *fake) Events() *sandbox.Subscription                  { return f.hub.Subscribe() }
 func (f *fake) ReopenLog(ctx context.Context, id string) error { return f.call(ctx, "reopen "+id) }
 func (f *fake) ExecSync(ctx context.Context, id string, cmd []string, t time.Duration) (sandbox.ExecResult, error) {
 	return f.execResult, f.call(ctx, "exec "+id+" "+strings.Join(cmd, " ")+" "+t.String())
