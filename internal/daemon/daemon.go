@@ -62,7 +62,7 @@ func Run(ctx context.Context, o Options) error {
 	defer streams.Close()
 	sampler := stats.NewSampler(samplePeriod)
 	srv := server.New(server.Options{
-		Engine: engine, Images: p.store, Networks: p.networks, Stats: sampler.Read, Streams: streams,
+		Engine: engine, Images: p.store, Networks: p.networks, Stats: sampler, Streams: streams,
 		Config: o.Config, Version: o.Version,
 		Info: func() map[string]any { return map[string]any{"cni": p.networks.Status()} },
 	})

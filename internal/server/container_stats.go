@@ -34,25 +34,25 @@ func (s *runtimeService) ContainerStats(_ context.Context, r *runtimeapi.Contain
 // ListContainerStats reads what the running containers use that the filter lets
 // through. One that ends meanwhile is left out.
 func (s *runtimeService) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
-	resp := &runtimeapi.ListContainerStatsResponse{}
 	f := r.GetFilter()
+	var running []*sandbox.Container
 	for _, c := range s.Engine.Containers() {
 		if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
 			!strings.HasPrefix(c.ID, f.GetId()) || !strings.HasPrefix(c.PodID, f.GetPodSandboxId()) ||
 			!selects(f.GetLabelSelector(), c.Config.GetLabels()) {
 			continue
 		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		st, err := s.statsOf(c)
-		if err != nil {
-			klog.V(4).InfoS("Container is left out of the stats", "container", c.ID, "err", err)
+		running = append(running, c)
+	}
+	resp := &runtimeapi.ListContainerStatsResponse{}
+	for i, st := range gather(ctx, &s.readings, "container ", running, func(c *sandbox.Container) string { return c.ID }, s.statsOf) {
+		if st.err != nil {
+			klog.V(4).InfoS("Container is left out of the stats", "container", running[i].ID, "err", st.err)
 			continue
 		}
-		resp.Stats = append(resp.Stats, st)
+		resp.Stats = append(resp.Stats, st.value)
 	}
-	return resp, nil
+	return resp, ctx.Err()
 }
 
 func (s *Server) statsOf(c *sandbox.Container) (*runtimeapi.ContainerStats, error) {
@@ -67,7 +67,7 @@ func (s *Server) statsOf(c *sandbox.Container) (*runtimeapi.ContainerStats, erro
 	if c.Pid == 0 {
 		return st, nil
 	}
-	read, err := s.Stats(c.ID, c.Pid)
+	read, err := s.Stats.Read(c.ID, c.Pid)
 	if err != nil {
 		if now, gone := s.Engine.Container(c.ID); gone == nil && now.Pid != c.Pid {
 			return s.statsOf(now) // it ended while it was read

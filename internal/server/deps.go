@@ -83,5 +83,15 @@ type Networks interface {
 	SetPodCIDR(cidr string) error
 }
 
-// Stats reads what a container uses, by its id and the pid of a process in it.
-type Stats func(containerID string, pid int) (stats.Cgroup, error)
+// Stats reads figures from the kernel. *stats.Sampler is one. Keys name what is
+// read, so that rates can be made; stats.ErrGone when it ended.
+type Stats interface {
+	// Read reads what a container uses, by the pid of a process in it.
+	Read(key string, pid int) (stats.Cgroup, error)
+	// Details is Read with what metrics ask for.
+	Details(key string, pid int) (stats.Details, error)
+	// Pod reads a pod's cgroup by its path, and counts the processes below.
+	PodCgroup(key, path string) (c stats.Cgroup, processes uint64, err error)
+	// Interfaces are those of a pinned network namespace, without lo.
+	Interfaces(netns string) ([]stats.Interface, error)
+}

@@ -30,22 +30,25 @@ type fake struct {
 	// err is what every call that changes something returns.
 	err error
 	// hook, when set, runs in those calls.
-	hook       func(ctx context.Context) error
-	pods       []*sandbox.Pod
-	containers []*sandbox.Container
-	images     []storage.Image
-	imageErr   error
-	handlers   []*oci.Handler
-	driver     oci.CgroupDriver
-	monitorErr error
-	networkErr error
-	execResult sandbox.ExecResult
-	statsErr   error
-	progress   []storage.Progress
-	hub        sandbox.Hub
+	hook        func(ctx context.Context) error
+	pods        []*sandbox.Pod
+	containers  []*sandbox.Container
+	images      []storage.Image
+	imageErr    error
+	handlers    []*oci.Handler
+	driver      oci.CgroupDriver
+	monitorErr  error
+	networkErr  error
+	execResult  sandbox.ExecResult
+	statsErr    error
+	interfaces  []stats.Interface
+	netStatsErr error
+	progress    []storage.Progress
+	hub         sandbox.Hub
 
-	mu    sync.Mutex // Protects calls.
+	mu    sync.Mutex // Protects what is below.
 	calls []any
+	stuck map[string]chan struct{} // readings that do not end before their channel is closed
 }
 
 // call notes what was asked for.
@@ -160,11 +163,34 @@ func (f *fake) Watch(ctx context.Context) <-chan storage.Progress {
 func (f *fake) Ready() error                 { return f.networkErr }
 func (f *fake) SetPodCIDR(cidr string) error { return f.call(context.Background(), "cidr "+cidr) }
 
-func (f *fake) stats(string, int) (stats.Cgroup, error) {
+func (f *fake) Read(key string, _ int) (stats.Cgroup, error) {
+	f.mu.Lock()
+	gate := f.stuck[key]
+	f.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	return cgroupFigures(), f.statsErr
+}
+
+func (f *fake) Details(key string, pid int) (stats.Details, error) {
+	c, err := f.Read(key, pid)
+	return stats.Details{Cgroup: c, Periods: 1, HugePages: []stats.HugePages{{Size: "2MB", Usage: 1, Max: 2}},
+		Devices: []stats.Device{{Name: "/dev/sda", Major: 8, ReadBytes: 5}}, Procs: 3, SoftOpenFiles: 1024}, err
+}
+
+func (f *fake) PodCgroup(key, _ string) (stats.Cgroup, uint64, error) {
+	c, err := f.Read(key, 0)
+	return c, 6, err
+}
+
+func (f *fake) Interfaces(string) ([]stats.Interface, error) { return f.interfaces, f.netStatsErr }
+
+func cgroupFigures() stats.Cgroup {
 	return stats.Cgroup{
 		At: time.Unix(0, 77), CPU: stats.CPU{UsageNanos: 11, NanoCores: 12},
 		Memory: stats.Memory{Usage: 1, WorkingSet: 2, RSS: 3, PageFaults: 4, MajorPageFaults: 5, Limit: 100, Available: 98, SwapUsage: 6, SwapAvailable: 7},
-	}, f.statsErr
+	}
 }
 
 // client is a server on a real socket, and clients of its services.
@@ -180,7 +206,7 @@ type client struct {
 func start(t testing.TB, f *fake) *client {
 	t.Helper()
 	cfg := config.Default()
-	s := New(Options{Engine: f, Images: f, Networks: f, Stats: f.stats, Config: cfg, Version: "1.2.3"})
+	s := New(Options{Engine: f, Images: f, Networks: f, Stats: f, Config: cfg, Version: "1.2.3"})
 	path := filepath.Join(t.TempDir(), "s", "cri.sock")
 	l, err := Listen(path)
 	if err != nil {

@@ -43,6 +43,8 @@ type Options struct {
 type Server struct {
 	Options
 	grpc *grpc.Server
+	// readings of figures under way
+	readings readings
 	// stopping ends calls that have no end of their own.
 	stopping context.Context
 	stop     context.CancelFunc
