@@ -43,6 +43,7 @@ type fake struct {
 	statsErr    error
 	interfaces  []stats.Interface
 	netStatsErr error
+	bare        bool // containers did no I/O, and the machine has no huge pages
 	progress    []storage.Progress
 	hub         sandbox.Hub
 
@@ -175,6 +176,9 @@ func (f *fake) Read(key string, _ int) (stats.Cgroup, error) {
 
 func (f *fake) Details(key string, pid int) (stats.Details, error) {
 	c, err := f.Read(key, pid)
+	if f.bare {
+		return stats.Details{Cgroup: c}, err
+	}
 	return stats.Details{Cgroup: c, Periods: 1, HugePages: []stats.HugePages{{Size: "2MB", Usage: 1, Max: 2}},
 		Devices: []stats.Device{{Name: "/dev/sda", Major: 8, ReadBytes: 5}}, Procs: 3, SoftOpenFiles: 1024}, err
 }
