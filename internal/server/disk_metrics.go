@@ -11,7 +11,7 @@ import (
 // disk is the filesystem of a container's writable layer: what the layer uses
 // (counted earlier, in the background) and what the filesystem has.
 type disk struct {
-	mountpoint             string
+	device                 string
 	used, size             uint64 // bytes
 	inodesFree, inodeCount uint64
 }
@@ -21,7 +21,8 @@ func (s *Server) diskOf(c *sandbox.Container) disk {
 	if err != nil {
 		return disk{}
 	}
-	d := disk{mountpoint: usage.Mountpoint, used: usage.UsedBytes}
+	d := disk{used: usage.UsedBytes}
+	d.device, _ = stats.DeviceOf(usage.Mountpoint) // "" for a container that is being removed
 	var fs unix.Statfs_t
 	if unix.Statfs(usage.Mountpoint, &fs) == nil {
 		d.size = fs.Blocks * uint64(fs.Bsize)
@@ -61,7 +62,7 @@ func devices(f containerFigures) []stats.Device {
 
 func filesystem(name, help string, of func(disk) uint64) metric[containerFigures] {
 	return metric[containerFigures]{name, help, runtimeapi.MetricType_GAUGE, []string{"device"}, func(f containerFigures) []sample {
-		return []sample{{[]string{f.disk.mountpoint}, of(f.disk)}}
+		return []sample{{[]string{f.disk.device}, of(f.disk)}}
 	}}
 }
 

@@ -76,7 +76,7 @@ func TestMetrics(t *testing.T) {
 		"container_ulimits_soft[max_open_files]":                1024,
 		"container_processes":                                   3,
 		"container_start_time_seconds":                          4,
-		"container_fs_usage_bytes[/cc]":                         3,
+		"container_fs_usage_bytes[]":                            3,
 		"container_spec_memory_limit_bytes":                     100,
 		"container_pressure_memory_waiting_seconds_total":       0,
 	} {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cri-engine/cri-engine/internal/cgroup"
 )
 
@@ -248,6 +250,17 @@ func unifiedDevices(text string, device func(string) *Device) {
 			}
 		}
 	}
+}
+
+// DeviceOf names the block device of a path's filesystem, "/dev/sda1"; for one that is
+// on no device of the kernel's (tmpfs, overlay, btrfs) it is the number, "0:42".
+func DeviceOf(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("device of %s: %w", path, err)
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	return cmp.Or(deviceName(number), number), nil
 }
 
 // deviceName finds the device's file; its number has been parsed, so the path is safe.
