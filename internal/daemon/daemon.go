@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -64,7 +66,12 @@ func Run(ctx context.Context, o Options) error {
 	srv := server.New(server.Options{
 		Engine: engine, Images: p.store, Networks: p.networks, Stats: sampler, Streams: streams,
 		Config: o.Config, Version: o.Version,
-		Info: func() map[string]any { return map[string]any{"cni": p.networks.Status()} },
+		Info: func() map[string]any {
+			return map[string]any{
+				"cni":    p.networks.Status(),
+				"daemon": map[string]any{"pid": os.Getpid(), "goroutines": runtime.NumGoroutine(), "streaming": streams.Address()},
+			}
+		},
 	})
 	l, err := server.Listen(o.Config.Listen)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -345,6 +346,7 @@ func (pu *pump) list() []Info {
 func (pu *pump) status() Status {
 	return Status{
 		Version: pu.version, Protocol: maxProtocol, KeeperPid: pu.keeper, PumpPid: os.Getpid(),
-		Processes: len(pu.all()), Attached: int(pu.taps.Load()), DroppedLogBytes: pu.shm.header().dropped.Load(),
+		Processes: len(pu.all()), Attached: int(pu.taps.Load()), Goroutines: runtime.NumGoroutine(),
+		DroppedLogBytes: pu.shm.header().dropped.Load(),
 	}
 }

@@ -125,6 +125,8 @@ type Status struct {
 	PumpPid   int    `json:"pumpPid"`
 	Processes int    `json:"processes"` // in custody
 	Attached  int    `json:"attached"`  // clients that see a container's output, one for each stream
+	// Goroutines of the pump: what it does at the moment.
+	Goroutines int `json:"goroutines"`
 	// DroppedLogBytes counts output that could not be written to a log (disk full), since start.
 	DroppedLogBytes uint64 `json:"droppedLogBytes"`
 }

@@ -5,6 +5,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strconv"
@@ -28,6 +30,11 @@ func main() {
 		eat(number(args, 0))
 	case "trap":
 		trap(number(args, 0))
+	case "echo":
+		if len(args) == 0 {
+			fail("too few arguments")
+		}
+		echo(args[0])
 	case "sleep":
 		time.Sleep(time.Duration(number(args, 0)) * time.Second)
 	default:
@@ -49,6 +56,25 @@ func number(args []string, i int) int {
 		fail(err.Error())
 	}
 	return n
+}
+
+// echo sends back what comes on each connection to an address, and ends its half
+// when the other has ended.
+func echo(address string) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		fail(err.Error())
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			fail(err.Error())
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+		}()
+	}
 }
 
 // lines writes count lines to stdout and as many to stderr, perSecond on each;
