@@ -326,7 +326,12 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) (*ExecSession, error) 
 func (c *Client) Signal(ctx context.Context, id, execID string, sig syscall.Signal) error {
 	// Twice does no harm for those that end a process, or do nothing.
 	repeat := sig == 0 || sig == syscall.SIGKILL || sig == syscall.SIGTERM
-	return c.call(ctx, "signal", repeat, signalParams{target{id, execID}, int(sig)}, &none{})
+	return c.call(ctx, "signal", repeat, signalParams{target{id, execID}, int(sig), false}, &none{})
+}
+
+// Kill ends an exec's process and its process group; ErrNotFound when it has ended or is unknown.
+func (c *Client) Kill(ctx context.Context, id, execID string) error {
+	return c.call(ctx, "signal", true, signalParams{target{id, execID}, int(syscall.SIGKILL), true}, &none{})
 }
 
 // Wait returns when the process has ended, and what it wrote before is in the log.

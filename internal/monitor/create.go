@@ -358,14 +358,36 @@ func (p *proc) kill() {
 }
 
 // signal sends by pidfd, so that no other process of that number can be hit.
-func (p *proc) signal(sig unix.Signal) error {
+func (p *proc) signal(sig unix.Signal) error { return p.sendSignal(sig, 0) }
+
+// signalGroup sends to the process and to those of its children that stayed in its
+// process group: OCI runtimes make what they exec the leader of one.
+func (p *proc) signalGroup(sig unix.Signal) error {
+	const processGroup = 4 // PIDFD_SIGNAL_PROCESS_GROUP, since Linux 6.9
+	err := p.sendSignal(sig, processGroup)
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		// An older kernel. The process is a zombie at least until its end is recorded, so the number is its.
+		p.mu.Lock()
+		if pid := p.rec.Pid; p.rec.Exit == nil && pid > 1 {
+			_ = unix.Kill(-pid, sig)
+		}
+		p.mu.Unlock()
+		return p.signal(sig)
+	case errors.Is(err, ErrNotFound):
+		return p.signal(sig) // it leads none
+	}
+	return err
+}
+
+func (p *proc) sendSignal(sig unix.Signal, flags int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	fd, ok := p.fds[rolePidfd]
 	if !ok || p.rec.Exit != nil {
 		return fmt.Errorf("%w: %s has ended", ErrNotFound, p.key)
 	}
-	err := unix.PidfdSendSignal(fd, sig, nil, 0)
+	err := unix.PidfdSendSignal(fd, sig, nil, flags)
 	if err == unix.ESRCH {
 		return fmt.Errorf("%w: %s has ended", ErrNotFound, p.key)
 	}

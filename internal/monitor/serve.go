@@ -68,6 +68,8 @@ type resizeParams struct {
 type signalParams struct {
 	target
 	Signal int `json:"signal"`
+	// Group: to the process group that the process leads, too.
+	Group bool `json:"group,omitempty"`
 }
 
 const (
@@ -293,6 +295,9 @@ func (pu *pump) signal(q signalParams) error {
 	}
 	if q.Signal < 0 || q.Signal > 64 {
 		return fmt.Errorf("%w: signal %d", ErrInvalid, q.Signal)
+	}
+	if q.Group {
+		return p.signalGroup(syscall.Signal(q.Signal))
 	}
 	return p.signal(syscall.Signal(q.Signal))
 }

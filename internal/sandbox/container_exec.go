@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -91,20 +90,28 @@ func (x *containerExec) spec(context.Context) error {
 }
 
 func (x *containerExec) start(ctx context.Context) error {
-	s, err := x.e.o.Monitor.Exec(ctx, monitor.ExecRequest{
-		ID: x.c.id, ExecID: x.execID, Runtime: x.rec.Process.Runtime, Process: x.process,
-	})
+	s, err := x.open(ctx, monitor.ExecRequest{})
 	if err != nil {
 		return err
 	}
-	x.session = s
 	x.out.read(s.Stdout, &x.result.Stdout)
 	x.out.read(s.Stderr, &x.result.Stderr)
 	return nil
 }
 
+// open has the process made. That is waited for even when the caller gives up: what
+// is made then has a step of its own to be undone.
+func (x *containerExec) open(ctx context.Context, r monitor.ExecRequest) (*monitor.ExecSession, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.e.runtimeTimeout())
+	defer cancel()
+	r.ID, r.ExecID, r.Runtime, r.Process = x.c.id, x.execID, x.rec.Process.Runtime, x.process
+	var err error
+	x.session, err = x.e.o.Monitor.Exec(ctx, r)
+	return x.session, err
+}
+
 func (x *containerExec) kill(ctx context.Context) error {
-	err := x.e.o.Monitor.Signal(ctx, x.c.id, x.execID, syscall.SIGKILL)
+	err := x.e.o.Monitor.Kill(ctx, x.c.id, x.execID)
 	if isGone(err) {
 		err = nil
 	}

@@ -38,11 +38,7 @@ func (e *Engine) Exec(ctx context.Context, id string, command []string, s Stream
 }
 
 func (x *containerExec) startSession(ctx context.Context) error {
-	s, err := x.e.o.Monitor.Exec(ctx, monitor.ExecRequest{
-		ID: x.c.id, ExecID: x.execID, Runtime: x.rec.Process.Runtime, Process: x.process,
-		Terminal: x.client.TTY, Stdin: x.client.Stdin != nil,
-	})
-	x.session = s
+	_, err := x.open(ctx, monitor.ExecRequest{Terminal: x.client.TTY, Stdin: x.client.Stdin != nil})
 	return err
 }
 

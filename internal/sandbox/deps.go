@@ -41,6 +41,7 @@ type Monitor interface {
 	Stdin(id string) *monitor.Stdin
 	CloseStdin(ctx context.Context, id, execID string) error
 	Resize(ctx context.Context, id, execID string, columns, rows uint16) error
+	Kill(ctx context.Context, id, execID string) error
 	Signal(ctx context.Context, id, execID string, sig syscall.Signal) error
 	ReopenLog(ctx context.Context, id string) error
 	Delete(ctx context.Context, r monitor.DeleteRequest) error
