@@ -73,7 +73,7 @@ func (r Runtime) validate(p *problems) {
 	if _, err := r.Sysctls(); err != nil {
 		p.add("runtime.default_sysctls", "%w", err)
 	}
-	p.duration("runtime.operation_timeout", r.OperationTimeout, time.Second)
+	p.duration("runtime.operation_timeout", r.OperationTimeout)
 	names := make([]string, 0, len(r.Handlers))
 	for name := range r.Handlers {
 		names = append(names, name)
@@ -123,7 +123,7 @@ func (i Image) validate(p *problems) {
 		p.add("image.max_parallel_layers", "%d is not between 1 and 64", i.MaxParallelLayers)
 	}
 	if i.ProgressTimeout != 0 {
-		p.duration("image.progress_timeout", i.ProgressTimeout, time.Second)
+		p.duration("image.progress_timeout", i.ProgressTimeout)
 	}
 }
 
@@ -147,8 +147,8 @@ func (s Streaming) validate(p *problems) {
 	if s.TLSClientCAFile != "" && s.TLSCertFile == "" {
 		p.add("streaming.tls_client_ca_file", "is of use with tls_cert_file only")
 	}
-	p.duration("streaming.idle_timeout", s.IdleTimeout, time.Second)
-	p.duration("streaming.creation_timeout", s.CreationTimeout, time.Second)
+	p.duration("streaming.idle_timeout", s.IdleTimeout)
+	p.duration("streaming.creation_timeout", s.CreationTimeout)
 }
 
 func (n Network) validate(p *problems) {
@@ -163,7 +163,7 @@ func (n Network) validate(p *problems) {
 		}
 		p.path("network.bin_dirs", dir, false)
 	}
-	p.duration("network.timeout", n.Timeout, time.Second)
+	p.duration("network.timeout", n.Timeout)
 }
 
 // Ulimits reads DefaultUlimits: "nofile=1024:524288" (soft and hard) and
@@ -273,8 +273,8 @@ func (p *problems) patterns(key string, list []string) {
 	}
 }
 
-func (p *problems) duration(key string, d Duration, least time.Duration) {
-	if time.Duration(d) < least {
+func (p *problems) duration(key string, d Duration) {
+	if least := time.Second; time.Duration(d) < least {
 		p.add(key, "%s is shorter than %s", time.Duration(d), least)
 	}
 }

@@ -60,13 +60,11 @@ func dialPod(ctx context.Context, netns string, port int) (*net.TCPConn, error) 
 		}
 		return errors.Join(errs...)
 	}
-	err := error(nil)
 	if netns == "" {
-		err = dial()
-	} else {
-		err = cni.InNetNS(netns, dial)
-	}
-	if err != nil {
+		if err := dial(); err != nil {
+			return nil, err
+		}
+	} else if err := cni.InNetNS(netns, dial); err != nil {
 		return nil, err
 	}
 	return conn.(*net.TCPConn), nil
@@ -75,13 +73,13 @@ func dialPod(ctx context.Context, netns string, port int) (*net.TCPConn, error) 
 // forward moves bytes both ways. Its copy from the client ends with the client's
 // connection, or with conn.
 func forward(conn *net.TCPConn, client io.ReadWriteCloser) error {
-	sent := make(chan error, 1)
+	sent := make(chan struct{})
 	linger := time.NewTimer(forwardLinger)
 	defer linger.Stop()
 	go func() {
-		_, err := io.Copy(&timedWriter{conn, linger}, client)
+		defer close(sent)
+		_, _ = io.Copy(&timedWriter{conn, linger}, client) // an end is an end, whoever made it
 		_ = conn.CloseWrite()
-		sent <- err
 	}()
 	_, err := io.Copy(client, conn)
 	_ = client.Close() // our half; what the client still sends goes on

@@ -21,7 +21,7 @@ const (
 )
 
 // subscribed returns once the server has the subscription.
-func subscribed(t testing.TB, c *client, ctx context.Context) grpc.ServerStreamingClient[runtimeapi.ContainerEventResponse] {
+func subscribed(ctx context.Context, t testing.TB, c *client) grpc.ServerStreamingClient[runtimeapi.ContainerEventResponse] {
 	t.Helper()
 	in, err := c.GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
 	if err != nil {
@@ -57,7 +57,7 @@ func TestGetContainerEvents(t *testing.T) {
 	f := world()
 	c := start(t, f)
 	t.Run("an event has the statuses that a kubelet uses", func(t *testing.T) {
-		in := subscribed(t, c, t.Context())
+		in := subscribed(t.Context(), t, c)
 		f.hub.Publish(event(f, "cc", created))
 		f.hub.Publish(event(f, "bb", deleted))
 		got := must[*runtimeapi.ContainerEventResponse](t)(in.Recv())
@@ -73,7 +73,7 @@ func TestGetContainerEvents(t *testing.T) {
 	t.Run("a client that goes leaves no goroutine", func(t *testing.T) {
 		for range 50 {
 			ctx, cancel := context.WithCancel(t.Context())
-			in := subscribed(t, c, ctx)
+			in := subscribed(ctx, t, c)
 			f.hub.Publish(event(f, "cc", created))
 			cancel()
 			for {
@@ -86,7 +86,7 @@ func TestGetContainerEvents(t *testing.T) {
 		eventually(t, "goroutines are left", func() bool { return sending() == 0 })
 	})
 	t.Run("a client that takes nothing is cut off, and told why", func(t *testing.T) {
-		in := subscribed(t, c, t.Context())
+		in := subscribed(t.Context(), t, c)
 		eventually(t, "it was never cut off", func() bool {
 			for range 500 {
 				f.hub.Publish(event(f, "cc", created))
@@ -107,8 +107,8 @@ func TestGetContainerEvents(t *testing.T) {
 func TestEventsEndWithTheServer(t *testing.T) {
 	f := world()
 	c := start(t, f)
-	in := subscribed(t, c, t.Context())
-	stuck := subscribed(t, c, t.Context())
+	in := subscribed(t.Context(), t, c)
+	stuck := subscribed(t.Context(), t, c)
 	for range 1500 { // more than a stream holds, less than a queue
 		f.hub.Publish(event(f, "cc", created))
 	}

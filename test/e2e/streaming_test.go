@@ -380,20 +380,20 @@ func vanish(t *testing.T, kind int, c *Container, random *rand.Rand) {
 }
 
 // talk says things until the connection is cut.
-func (s *streamClient) talk(forwarding bool, seed uint64) {
+func (c *streamClient) talk(forwarding bool, seed uint64) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	if !forwarding {
-		go func() { _, _ = io.Copy(io.Discard, s.stdout) }()
+		go func() { _, _ = io.Copy(io.Discard, c.stdout) }()
 	}
 	for i := range 20 {
 		if forwarding {
-			f, err := s.forward(7007, i)
+			f, err := c.forward(7007, i)
 			if err != nil {
 				return
 			}
 			go func() { _, _ = io.Copy(io.Discard, f.data) }()
 			_, _ = f.data.Write(make([]byte, random.IntN(100000)))
-		} else if _, err := io.WriteString(s.stdin, strings.Repeat("x", random.IntN(2000))+"\n"); err != nil {
+		} else if _, err := io.WriteString(c.stdin, strings.Repeat("x", random.IntN(2000))+"\n"); err != nil {
 			return
 		}
 		time.Sleep(time.Duration(random.IntN(15)) * time.Millisecond)
