@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,6 +99,24 @@ var triggers = map[string]trigger{
 		return func(ctx context.Context) error {
 			_, err := e.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ID, Cmd: []string{"true"}, Timeout: 10})
 			return err
+		}
+	},
+	"Exec": func(t *testing.T, e *Engine) func(context.Context) error {
+		c := e.faultPod(t).run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			resp, err := e.rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: c.ID, Cmd: []string{"true"}, Stdout: true})
+			if err != nil {
+				return err
+			}
+			s, err := connectStreams(resp.Url, streamsWanted{stdout: true})
+			if err != nil {
+				return err
+			}
+			defer s.cut()
+			if text, err := io.ReadAll(s.failure); err != nil || !strings.Contains(string(text), `"Success"`) {
+				return fmt.Errorf("exec ends with %q, %w", text, err)
+			}
+			return nil
 		}
 	},
 	"ReopenContainerLog": func(t *testing.T, e *Engine) func(context.Context) error {
