@@ -37,7 +37,8 @@ func Commands() []*cobra.Command {
 		pullCommand(), imagesCommand(), rmiCommand(),
 		runCommand(), psCommand(), podsCommand(), logsCommand(), execCommand(),
 		stopCommand(), rmCommand(), rmpCommand(),
-		inspectCommand(), statsCommand(),
+		attachCommand(), portForwardCommand(),
+		inspectCommand(), statsCommand(), eventsCommand(),
 		doctorCommand(),
 	}
 }

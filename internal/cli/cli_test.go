@@ -245,11 +245,9 @@ func TestErrors(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	f := populated(t)
-	f.try(t, "exec", "app", "ls", "-l", "--color").want(t, 7, "ls|-l|--color\n", "timeout 0\n")
 	f.try(t, "exec", "--timeout", "1500ms", "app", "true").want(t, 7, "true\n", "timeout 2\n")
 	f.try(t, "exec", "--timeout", "5", "app", "true").want(t, 7, "true\n", "timeout 5\n")
 	f.try(t, "exec", "init", "true").want(t, 1, "", "exec init: no such running container")
-	f.try(t, "exec", "-it", "app", "sh").want(t, 1, "", "-i and -t are not supported yet")
 }
 
 func TestInspect(t *testing.T) {

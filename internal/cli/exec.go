@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,9 +21,12 @@ func execCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec CONTAINER COMMAND [ARG...]",
 		Short: "Run a command in a running container",
-		Long: `Run a command in a running container and show what it wrote once it has ended. The exit
-code is the command's own.`,
+		Long: `Run a command in a running container and show what it writes. The exit code is the
+command's own. It is ended when this program is.
+
+With --timeout the runtime runs it by itself and ends it in time; what it wrote is then shown at its end.`,
 		Example: `  cri-engine exec web cat /etc/hostname
+  cri-engine exec -it web sh
   cri-engine exec --timeout 5 3f2a sh -c 'sleep 1; exit 7'; echo $?`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: o.connected(func(ctx context.Context, c *call) error { return runExec(ctx, c, &o) }),
@@ -35,39 +37,29 @@ code is the command's own.`,
 	o.timeout = defaultTimeout
 	cmd.ValidArgsFunction = o.complete(1, completeContainers)
 	cmd.Flags().Var(&o.limit, "timeout", "how long the command may run, in seconds or as a duration; 0: no limit")
-	cmd.Flags().BoolVarP(&o.interactive, "stdin", "i", false, "not supported yet: keep stdin open")
-	cmd.Flags().BoolVarP(&o.tty, "tty", "t", false, "not supported yet: give the command a terminal")
+	cmd.Flags().BoolVarP(&o.interactive, "stdin", "i", false, "send it our stdin")
+	cmd.Flags().BoolVarP(&o.tty, "tty", "t", false, "give it a terminal")
 	return cmd
 }
 
 func runExec(ctx context.Context, c *call, o *execOptions) error {
-	if o.interactive || o.tty {
-		return errors.New("exec: -i and -t are not supported yet: the command runs without input or a terminal " +
-			"(crictl exec -it works with runtimes that stream)")
-	}
 	name, command := c.args[0], c.args[1:]
-	list, err := c.containers(ctx, &runtimeapi.ContainerFilter{
-		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
-	})
-	if err != nil {
-		return err
+	if o.limit > 0 && (o.interactive || o.tty) {
+		return errors.New("exec: --timeout is for commands without -i and -t")
 	}
-	container, err := list.find(name)
-	if errors.Is(err, errUnknown) {
-		err = fmt.Errorf("no such running container")
-	}
+	id, err := c.runningContainer(ctx, name)
 	if err != nil {
 		return about("exec", name, err)
 	}
-	ctx = unlimited(ctx)
-	if o.limit > 0 {
-		// The runtime ends the command at its deadline and says so; this is for one that doesn't.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(o.limit)+defaultTimeout)
-		defer cancel()
+	if o.limit == 0 {
+		return c.execStreams(ctx, name, id, command, o)
 	}
+	ctx = unlimited(ctx)
+	// The runtime ends the command at its deadline and says so; this is for one that doesn't.
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(o.limit)+defaultTimeout)
+	defer cancel()
 	r, err := c.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{
-		ContainerId: container.GetId(), Cmd: command, Timeout: o.limit.count(),
+		ContainerId: id, Cmd: command, Timeout: o.limit.count(),
 	})
 	if err != nil {
 		return about("exec", name, err)
@@ -78,6 +70,25 @@ func runExec(ctx context.Context, c *call, o *execOptions) error {
 		return err
 	}
 	if code := int(r.GetExitCode()); code != 0 {
+		return &ExitError{code}
+	}
+	return nil
+}
+
+// execStreams runs a command with our streams at its own.
+func (c *call) execStreams(ctx context.Context, name, id string, command []string, o *execOptions) error {
+	r, err := c.runtime.Exec(ctx, &runtimeapi.ExecRequest{
+		ContainerId: id, Cmd: command, Stdin: o.interactive, Stdout: true, Stderr: !o.tty, Tty: o.tty,
+	})
+	if err != nil {
+		return about("exec", name, err)
+	}
+	local := c.local(ctx, o.interactive, o.tty)
+	code, err := c.withTerminal(local, func() (int, error) { return stream(ctx, r.GetUrl(), local) })
+	switch {
+	case err != nil:
+		return about("exec", name, err)
+	case code != 0:
 		return &ExitError{code}
 	}
 	return nil

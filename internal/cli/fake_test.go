@@ -45,9 +45,10 @@ type fakeRuntime struct {
 	// program is what a started container does: its output, then its exit code; nil to run on.
 	program func(logPath string) (exitCode int32)
 	// slow is how long PullImage takes.
-	slow time.Duration
-	auth *runtimeapi.AuthConfig
-	made int
+	slow    time.Duration
+	auth    *runtimeapi.AuthConfig
+	made    int
+	streams *streamed
 }
 
 // newFake serves a fake runtime, with the engine's own service when withEngine.
