@@ -69,8 +69,8 @@ push() {
 	rm -rf --one-file-system "${scratch:?}/$1"
 }
 
-# build TAG BASE FLAG: prints the image's id. The modules come from this machine's
-# cache, so that the build asks no module proxy. The flag says whether steps that
+# build TAG BASE FLAGS: prints the image's id. The modules come from this machine's
+# cache, so that the build asks no module proxy. The flags say whether steps that
 # were done for another tag are done again.
 build() {
 	make --no-print-directory -s image IMAGE_TAG="$1" BASE_IMAGE="$2" \
@@ -93,7 +93,7 @@ push build "PATH=/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr
 
 step "the image, twice"
 first=$(build first node --layers)
-second=$(build second node --no-cache)
+second=$(build second node "--layers --no-cache")
 [ "$first" = "$second" ] || fail "two builds gave two images: $first, $second"
 echo "both are $first"
 
