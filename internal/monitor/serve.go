@@ -244,6 +244,8 @@ func (pu *pump) dispatch(ctx context.Context, r *request) (any, error) {
 		return with(r, func(q target) (Exit, error) { return pu.wait(ctx, q) })
 	case "signal":
 		return with(r, func(q signalParams) (none, error) { return none{}, pu.signal(q) })
+	case "update":
+		return with(r, func(q updateParams) (none, error) { return none{}, pu.update(lasting, q) })
 	case "resize":
 		return with(r, func(q resizeParams) (none, error) { return none{}, pu.resize(q) })
 	case "reopenLog":

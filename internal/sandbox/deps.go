@@ -37,6 +37,7 @@ type Monitor interface {
 	Create(ctx context.Context, r monitor.CreateRequest) (monitor.Info, error)
 	Start(ctx context.Context, id string) error
 	Exec(ctx context.Context, r monitor.ExecRequest) (*monitor.ExecSession, error)
+	Update(ctx context.Context, id string, resources []byte) error
 	Attach(id string) *monitor.Attached
 	Stdin(id string) *monitor.Stdin
 	CloseStdin(ctx context.Context, id, execID string) error

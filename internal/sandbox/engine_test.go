@@ -175,6 +175,7 @@ func (w *world) exit(id string, exit monitor.Exit) {
 }
 
 func (w *world) Attach(string) *monitor.Attached                              { return nil }
+func (w *world) Update(context.Context, string, []byte) error                 { return nil }
 func (w *world) Kill(context.Context, string, string) error                   { return nil }
 func (w *world) Stdin(string) *monitor.Stdin                                  { return nil }
 func (w *world) CloseStdin(context.Context, string, string) error             { return nil }

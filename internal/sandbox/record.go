@@ -105,6 +105,9 @@ type containerRecord struct {
 	GID    int64   `json:"gid"`
 	Groups []int64 `json:"groups,omitempty"`
 
+	// Resources are the limits since the last update, a LinuxContainerResources; none before it.
+	Resources []byte `json:"resources,omitempty"`
+
 	StartedAt  time.Time `json:"startedAt,omitzero"`
 	FinishedAt time.Time `json:"finishedAt,omitzero"`
 	ExitCode   int32     `json:"exitCode"`

@@ -38,15 +38,17 @@ type Container struct {
 	// Reason is "Completed", "Error", "OOMKilled", "StartError", "Unknown" …; Message is for people.
 	Reason, Message string
 	// ImageID is the id of the image, ImageRef what CRI calls image_ref (the same id).
-	ImageID  string
-	LogPath  string // absolute, "" for none
-	Pid      int    // 0 unless running
-	User     *runtimeapi.ContainerUser
-	Handler  string
-	Cgroup   string // the spec's cgroupsPath
-	RootFS   string // "" when not mounted
-	Restored bool   // read from a record that was damaged: some fields are unknown
-	Info     map[string]any
+	ImageID string
+	LogPath string // absolute, "" for none
+	Pid     int    // 0 unless running
+	User    *runtimeapi.ContainerUser
+	Handler string
+	Cgroup  string // the spec's cgroupsPath
+	// Resources are its limits now; nil for none. Not to be written to.
+	Resources *runtimeapi.LinuxContainerResources
+	RootFS    string // "" when not mounted
+	Restored  bool   // read from a record that was damaged: some fields are unknown
+	Info      map[string]any
 }
 
 // ExecResult is what ExecSync returns.

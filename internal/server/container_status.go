@@ -46,8 +46,8 @@ func (s *Server) containerStatus(c *sandbox.Container) *runtimeapi.ContainerStat
 		User:        c.User,
 		StopSignal:  s.stopSignal(c),
 	}
-	if resources := c.Config.GetLinux().GetResources(); resources != nil {
-		status.Resources = &runtimeapi.ContainerResources{Linux: resources}
+	if c.Resources != nil {
+		status.Resources = &runtimeapi.ContainerResources{Linux: c.Resources}
 	}
 	return status
 }

@@ -42,6 +42,8 @@ type Engine interface {
 	Events() *sandbox.Subscription
 
 	ReopenLog(ctx context.Context, id string) error
+	// UpdateResources changes limits; those that are zero stay.
+	UpdateResources(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error
 	// ExecSync runs to the command's end; a timeout of 0 is for none.
 	ExecSync(ctx context.Context, id string, command []string, timeout time.Duration) (sandbox.ExecResult, error)
 

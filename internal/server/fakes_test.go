@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
@@ -116,6 +117,9 @@ func (f *fake) ContainersOf(podID string) []*sandbox.Container {
 }
 func (f *fake) Events() *sandbox.Subscription                  { return f.hub.Subscribe() }
 func (f *fake) ReopenLog(ctx context.Context, id string) error { return f.call(ctx, "reopen "+id) }
+func (f *fake) UpdateResources(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
+	return f.call(ctx, fmt.Sprintf("update %s %d", id, r.GetCpuShares()))
+}
 func (f *fake) ExecSync(ctx context.Context, id string, cmd []string, t time.Duration) (sandbox.ExecResult, error) {
 	return f.execResult, f.call(ctx, "exec "+id+" "+strings.Join(cmd, " ")+" "+t.String())
 }

@@ -119,6 +119,15 @@ var triggers = map[string]trigger{
 			return nil
 		}
 	},
+	"UpdateContainerResources": func(t *testing.T, e *Engine) func(context.Context) error {
+		c := e.faultPod(t).run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{
+				ContainerId: c.ID, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512, MemoryLimitInBytes: 64 << 20},
+			})
+			return err
+		}
+	},
 	"ReopenContainerLog": func(t *testing.T, e *Engine) func(context.Context) error {
 		c := e.faultPod(t).run(t, busyboxImage, sleeper)
 		return func(ctx context.Context) error {

@@ -1,0 +1,73 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func (c *Container) update(t testing.TB, r *runtimeapi.LinuxContainerResources) error {
+	t.Helper()
+	_, err := c.p.e.rt.UpdateContainerResources(call(t), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.ID, Linux: r})
+	return err
+}
+
+func TestUpdateResources(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *World) {
+		e := w.engine(t)
+		p := e.runPod(t)
+		limits := func(c *runtimeapi.ContainerConfig) {
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20}
+		}
+		bigger := map[string]string{"memory/memory.limit_in_bytes": fmt.Sprint(128 << 20), "cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.shares": "1024"}
+		t.Run("a running container has its new limits and the old ones not named, over a restart too", func(t *testing.T) {
+			c := p.run(t, busyboxImage, sleeper, limits)
+			if err := c.update(t, &runtimeapi.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 128 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			checkCgroup(t, c, bigger)
+			e.Kill()
+			e.restart(t)
+			r := c.status(t).GetResources().GetLinux()
+			if r.GetCpuShares() != 1024 || r.GetMemoryLimitInBytes() != 128<<20 || r.GetCpuQuota() != 50000 {
+				t.Errorf("status says %v", r)
+			}
+			if err := c.update(t, &runtimeapi.LinuxContainerResources{CpuQuota: 25000, MemoryLimitInBytes: 32 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			checkCgroup(t, c, map[string]string{"memory/memory.limit_in_bytes": fmt.Sprint(32 << 20), "cpu/cpu.cfs_quota_us": "25000", "cpu/cpu.shares": "1024"})
+		})
+		t.Run("a created container starts with them", func(t *testing.T) {
+			c := p.create(t, busyboxImage, sleeper, limits)
+			if err := c.update(t, &runtimeapi.LinuxContainerResources{CpuShares: 1024, MemoryLimitInBytes: 128 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			c.start(t)
+			checkCgroup(t, c, bigger)
+		})
+		t.Run("one that has ended is refused, and so are limits that can't be", func(t *testing.T) {
+			c := p.run(t, busyboxImage, sleeper, limits)
+			wantCode(t, c.update(t, &runtimeapi.LinuxContainerResources{CpuShares: -1}), codes.InvalidArgument, "cpu_shares")
+			wantCode(t, c.update(t, nil), codes.InvalidArgument, "linux")
+			if err := c.update(t, &runtimeapi.LinuxContainerResources{CpusetCpus: "7777"}); err == nil {
+				t.Error("a CPU that there is not was taken")
+			}
+			checkCgroup(t, c, map[string]string{"cpu/cpu.shares": "512"})
+			if got := c.status(t).GetResources().GetLinux().GetCpusetCpus(); got != "" {
+				t.Errorf("status says cpuset %q after an update that failed", got)
+			}
+			c.stop(t, 0)
+			wantCode(t, c.update(t, &runtimeapi.LinuxContainerResources{CpuShares: 2}), codes.FailedPrecondition, "update")
+		})
+		t.Run("a pod's resize is let through", func(t *testing.T) {
+			_, err := e.rt.UpdatePodSandboxResources(call(t), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: p.ID})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	})
+}
