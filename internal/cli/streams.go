@@ -108,13 +108,14 @@ func stream(ctx context.Context, address string, local stdio) (code int, err err
 	if err != nil {
 		return 0, err
 	}
+	var outputs sync.WaitGroup
+	defer outputs.Wait() // the writers are the caller's again, whatever the end was
 	defer conn.Close()
 	failure, err := openStream(conn, remotecommand.StreamTypeError)
 	if err != nil {
 		return 0, err
 	}
 	_ = failure.Close() // nothing is written there
-	var outputs sync.WaitGroup
 	if local.in != nil {
 		s, err := openStream(conn, remotecommand.StreamTypeStdin)
 		if err != nil {
