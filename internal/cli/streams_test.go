@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/cri-engine/cri-engine/internal/sandbox"
 	"github.com/cri-engine/cri-engine/internal/streaming"
 )
 
@@ -40,7 +39,7 @@ func withStreams(t testing.TB, f *fakeRuntime) {
 
 type fakeStreams struct{}
 
-func (fakeStreams) Exec(ctx context.Context, _ string, command []string, s sandbox.Streams) (int32, error) {
+func (fakeStreams) Exec(ctx context.Context, _ string, command []string, s streaming.Streams) (int32, error) {
 	fmt.Fprintln(s.Stdout, strings.Join(command, "|"))
 	if s.Stderr != nil {
 		fmt.Fprintln(s.Stderr, "terminal", s.TTY)
@@ -58,7 +57,7 @@ func (fakeStreams) Exec(ctx context.Context, _ string, command []string, s sandb
 	return 7, nil
 }
 
-func (fakeStreams) Attach(_ context.Context, _ string, s sandbox.Streams) error {
+func (fakeStreams) Attach(_ context.Context, _ string, s streaming.Streams) error {
 	if s.Stdin != nil {
 		_, _ = io.Copy(s.Stdout, s.Stdin)
 	}

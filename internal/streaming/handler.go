@@ -136,8 +136,8 @@ func (c *call) PortForward(_ context.Context, podID, _ string, port int32, clien
 
 // streams leaves out what the client did not ask for: over WebSocket, the library has
 // something to ignore it there.
-func (c *call) streams(in io.Reader, out, err io.Writer, tty bool, resize <-chan remotecommand.TerminalSize) sandbox.Streams {
-	s := sandbox.Streams{TTY: tty}
+func (c *call) streams(in io.Reader, out, err io.Writer, tty bool, resize <-chan remotecommand.TerminalSize) Streams {
+	s := Streams{TTY: tty}
 	if c.asked.Stdin {
 		s.Stdin = in
 	}

@@ -15,12 +15,15 @@ import (
 	"github.com/cri-engine/cri-engine/internal/sandbox"
 )
 
+// Streams are a client's ends of a process's streams.
+type Streams = sandbox.Streams
+
 // Engine does what clients ask for. Each call returns soon after ctx ends, which is
 // when the client's connection does.
 type Engine interface {
 	// Exec returns the command's exit code.
-	Exec(ctx context.Context, id string, command []string, s sandbox.Streams) (int32, error)
-	Attach(ctx context.Context, id string, s sandbox.Streams) error
+	Exec(ctx context.Context, id string, command []string, s Streams) (int32, error)
+	Attach(ctx context.Context, id string, s Streams) error
 	PortForward(ctx context.Context, podID string, port int32, client ReadWriteCloser) error
 }
 
