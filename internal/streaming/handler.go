@@ -63,8 +63,20 @@ func serve[R any](s *Server, f func(http.ResponseWriter, *http.Request, R)) http
 			return
 		}
 		defer s.calls.Done()
+		defer leave(connOf(r))
 		f(w, r, request)
 	}
+}
+
+// leaveTime is what a client has to take the end of its streams.
+const leaveTime = 5 * time.Second
+
+// leave ends a connection whose call is over, when the client has had time to read
+// the rest. The library says goodbye and then waits for the client to hang up; to one
+// that did not open its streams in time it says nothing.
+func leave(c *conn) {
+	timer := time.AfterFunc(leaveTime, c.cancel)
+	context.AfterFunc(c.ctx, func() { timer.Stop() })
 }
 
 // optionsOf are the streams that an Exec or Attach asks for.
@@ -79,13 +91,13 @@ func optionsOf(q interface {
 
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, q *runtimeapi.ExecRequest) {
 	o := optionsOf(q)
-	remotecommand.ServeExec(w, r, &call{s, connOf(r), *o}, "", "", q.GetContainerId(), q.GetCmd(), o,
+	remotecommand.ServeExec(w, r, &call{s, connOf(r).ctx, *o}, "", "", q.GetContainerId(), q.GetCmd(), o,
 		s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
 
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, q *runtimeapi.AttachRequest) {
 	o := optionsOf(q)
-	remotecommand.ServeAttach(w, r, &call{s, connOf(r), *o}, "", "", q.GetContainerId(), o,
+	remotecommand.ServeAttach(w, r, &call{s, connOf(r).ctx, *o}, "", "", q.GetContainerId(), o,
 		s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
 
@@ -95,7 +107,7 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, q *run
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	portforward.ServePortForward(w, r, &call{s: s, ctx: connOf(r)}, q.GetPodSandboxId(), "", o,
+	portforward.ServePortForward(w, r, &call{s: s, ctx: connOf(r).ctx}, q.GetPodSandboxId(), "", o,
 		s.o.IdleTimeout, s.o.CreationTimeout, portforward.SupportedProtocols)
 }
 

@@ -73,7 +73,7 @@ func Listen(o Options) (*Server, error) {
 			if t, ok := c.(*tls.Conn); ok {
 				c = t.NetConn()
 			}
-			return context.WithValue(ctx, connKey{}, c.(*conn).ctx)
+			return context.WithValue(ctx, connKey{}, c.(*conn))
 		},
 		// The library's upgrades are of HTTP/1.1.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
@@ -128,11 +128,9 @@ func (s *Server) url(method, token string) string {
 
 type connKey struct{}
 
-// connOf returns the context that ends with the request's connection, also after
-// that was taken over from HTTP.
-func connOf(r *http.Request) context.Context {
-	return r.Context().Value(connKey{}).(context.Context)
-}
+// connOf returns the request's connection, whose context ends with it, also after it
+// was taken over from HTTP.
+func connOf(r *http.Request) *conn { return r.Context().Value(connKey{}).(*conn) }
 
 // listener gives each connection a context, a child of ctx.
 type listener struct {

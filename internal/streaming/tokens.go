@@ -58,5 +58,8 @@ func (t *tokens) take(token string) (any, bool) {
 	defer t.mu.Unlock()
 	w, ok := t.waiting[token]
 	delete(t.waiting, token)
-	return w.request, ok && !t.now().After(w.until)
+	if !ok || t.now().After(w.until) {
+		return nil, false
+	}
+	return w.request, true
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -124,6 +125,29 @@ func TestExecStreams(t *testing.T) {
 			_, _ = io.WriteString(s.stdin, "exit 3\n")
 			if code := s.code(t); code != 3 {
 				t.Errorf("exit code %d", code)
+			}
+		})
+		t.Run("over WebSocket", func(t *testing.T) {
+			socket, resp, err := (&websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}}).Dial(
+				strings.Replace(c.execURL(t, all, "sh", "-c", "read x; echo got $x; echo oops >&2; exit 5"), "http", "ws", 1), nil)
+			if err != nil {
+				t.Fatalf("%v, %v", err, resp)
+			}
+			defer socket.Close()
+			_ = socket.SetReadDeadline(time.Now().Add(time.Minute))
+			if err := socket.WriteMessage(websocket.BinaryMessage, []byte("\x00word\n")); err != nil {
+				t.Fatal(err)
+			}
+			got := map[byte]string{} // by channel
+			for {
+				_, data, err := socket.ReadMessage()
+				if err != nil {
+					break
+				}
+				got[data[0]] += string(data[1:])
+			}
+			if got[1] != "got word\n" || got[2] != "oops\n" || !strings.Contains(got[3], `"message":"5"`) {
+				t.Errorf("got %q", got)
 			}
 		})
 		t.Run("what a command leaves behind does not keep its client", func(t *testing.T) {
