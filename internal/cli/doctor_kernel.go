@@ -272,26 +272,6 @@ func checkSeccomp(_ context.Context, m *machine) finding {
 	return ok("filters work")
 }
 
-func checkSecurityModule(_ context.Context, m *machine) finding {
-	switch {
-	case strings.HasPrefix(m.read("/sys/module/apparmor/parameters/enabled"), "Y"):
-		if lookPath("apparmor_parser") == "" {
-			return warn(m.install("apparmor", "apparmor-parser"), "AppArmor is on, but profiles can't be loaded: no apparmor_parser")
-		}
-		return ok("AppArmor is on")
-	case m.exists("/sys/fs/selinux/enforce"):
-		mode := "permissive"
-		if m.read("/sys/fs/selinux/enforce") == "1" {
-			mode = "enforcing"
-		}
-		if !m.exists("/etc/selinux/targeted/contexts/lxc_contexts") {
-			return warn(m.install("selinux-policy-default", "container-selinux"), "SELinux is %s, without a policy for containers", mode)
-		}
-		return ok("SELinux is %s", mode)
-	}
-	return ok("none is on; containers are confined by namespaces, capabilities and seccomp")
-}
-
 // number reads a decimal number from a file of /proc.
 func (m *machine) number(path string) (int64, bool) {
 	fields := strings.Fields(m.read(path))

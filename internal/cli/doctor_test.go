@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/cri-engine/cri-engine/internal/apparmor"
 	"github.com/cri-engine/cri-engine/internal/config"
 )
 
@@ -61,9 +62,11 @@ func TestChecks(t *testing.T) {
 		{"seccomp", checkSeccomp, files{"/proc/sys/kernel/seccomp/actions_avail": "kill_process trap errno user_notif allow\n"}, verdictOK, "filters", ""},
 		{"no seccomp", checkSeccomp, files{}, verdictFail, "unconfined", ""},
 		{"few processes", checkLimits, files{"/proc/sys/kernel/pid_max": "4096\n"}, verdictWarn, "4096 processes", "kernel.pid_max"},
-		{"no LSM", checkSecurityModule, files{}, verdictOK, "none is on", ""},
-		{"SELinux without a policy for containers", checkSecurityModule, files{"/sys/fs/selinux/enforce": "1"},
-			verdictWarn, "SELinux is enforcing, without", "selinux-policy-default"},
+		{"a kernel without AppArmor", checkAppArmor, files{}, verdictOK, "not enabled in this kernel", ""},
+		{"AppArmor's profiles can't be seen", checkAppArmor, files{"/sys/module/apparmor/parameters/enabled": "Y\n"}, verdictOK, "mount securityfs", ""},
+		{"a kernel without SELinux", checkSELinux, files{}, verdictOK, "not in this kernel", ""},
+		{"SELinux without a policy for containers", checkSELinux, files{"/sys/fs/selinux/enforce": "1"},
+			verdictWarn, "enforcing, without", "selinux-policy-default"},
 		{"an old kernel", checkKernel, files{"/proc/sys/kernel/osrelease": "4.19.0-27-amd64\n"}, verdictFail, "older than 5.4", ""},
 		{"a broken policy.json", checkImageConfig, files{"/etc/containers/policy.json": "{"}, verdictFail, "/etc/containers/policy.json: unexpected end", ""},
 		{"a broken registries.conf", checkImageConfig, files{"/etc/containers/registries.conf": "unqualified = ["}, verdictFail, "/etc/containers/registries.conf: toml", ""},
@@ -77,6 +80,29 @@ func TestChecks(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestCheckAppArmor(t *testing.T) {
+	const enabled, list = "/sys/module/apparmor/parameters/enabled", "/sys/kernel/security/apparmor/profiles"
+	on := map[string]string{enabled: "Y\n", list: "mine (complain)\n"}
+	check := func(name string, want verdict, detail string, change func(m *machine)) {
+		t.Helper()
+		m := fakeMachine(t, on)
+		change(m)
+		if f := checkAppArmor(t.Context(), m); f.Status != want || !strings.Contains(f.Detail, detail) {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+	check("switched off", verdictWarn, "[runtime] apparmor", func(m *machine) { m.cfg.Runtime.AppArmor = false })
+	check("a profile that is loaded", verdictOK, "mine is loaded", func(m *machine) { m.cfg.Runtime.AppArmorProfile = "mine" })
+	check("a profile that is not", verdictFail, "yours", func(m *machine) { m.cfg.Runtime.AppArmorProfile = "yours" })
+	check("no profile by default", verdictOK, "only containers that name", func(m *machine) { m.cfg.Runtime.AppArmorProfile = "unconfined" })
+	t.Setenv("PATH", "")
+	want := verdictWarn
+	if apparmor.Parser() != "" {
+		want = verdictOK
+	}
+	check("the built-in one", want, "on", func(*machine) {})
 }
 
 func TestCheckSpace(t *testing.T) {

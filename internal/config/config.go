@@ -40,6 +40,11 @@ type Runtime struct {
 	DefaultCapabilities []string `toml:"default_capabilities"`
 	// SeccompProfile replaces the built-in RuntimeDefault profile: a JSON file.
 	SeccompProfile string `toml:"seccomp_profile"`
+	// AppArmor: use it where the kernel has it.
+	AppArmor bool `toml:"apparmor"`
+	// AppArmorProfile is a loaded profile that replaces the built-in RuntimeDefault one,
+	// or "unconfined".
+	AppArmorProfile string `toml:"apparmor_profile"`
 	// PidsLimit of each container; 0 for none.
 	PidsLimit int64 `toml:"pids_limit"`
 	// DefaultUlimits such as "nofile=1024:524288"; [Runtime.Ulimits] reads them.

@@ -268,6 +268,7 @@ func TestValidate(t *testing.T) {
 		{"a default handler that does not exist", func(c *Config) { c.Runtime.DefaultHandler = "kata" }, "runtime.default_handler: "},
 		{"a cgroup driver", func(c *Config) { c.Runtime.CgroupDriver = "none" }, "runtime.cgroup_driver: "},
 		{"a capability", func(c *Config) { c.Runtime.DefaultCapabilities = []string{"CAP_FLY"} }, "runtime.default_capabilities: "},
+		{"an AppArmor profile that is no name", func(c *Config) { c.Runtime.AppArmorProfile = "a\nb" }, "runtime.apparmor_profile: "},
 		{"a relative seccomp profile", func(c *Config) { c.Runtime.SeccompProfile = "x.json" }, "runtime.seccomp_profile: "},
 		{"a negative pids limit", func(c *Config) { c.Runtime.PidsLimit = -1 }, "runtime.pids_limit: "},
 		{"an unknown ulimit", func(c *Config) { c.Runtime.DefaultUlimits = []string{"files=1"} }, "runtime.default_ulimits: "},

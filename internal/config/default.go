@@ -30,6 +30,7 @@ func Default() Config {
 				"CAP_KILL", "CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_SETFCAP", "CAP_SETGID",
 				"CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT",
 			},
+			AppArmor:          true,
 			DefaultUlimits:    []string{},
 			DefaultSysctls:    []string{},
 			UnprivilegedPorts: true,

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/moby/sys/capability"
 )
@@ -64,6 +65,9 @@ func (r Runtime) validate(p *problems) {
 		}
 	}
 	p.path("runtime.seccomp_profile", r.SeccompProfile, true)
+	if strings.ContainsFunc(r.AppArmorProfile, unicode.IsControl) {
+		p.add("runtime.apparmor_profile", "%q is not the name of a profile", r.AppArmorProfile)
+	}
 	if r.PidsLimit < 0 {
 		p.add("runtime.pids_limit", "%d is negative; 0 is for no limit", r.PidsLimit)
 	}

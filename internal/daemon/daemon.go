@@ -68,8 +68,9 @@ func Run(ctx context.Context, o Options) error {
 		Config: o.Config, Version: o.Version,
 		Info: func() map[string]any {
 			return map[string]any{
-				"cni":    p.networks.Status(),
-				"daemon": map[string]any{"pid": os.Getpid(), "goroutines": runtime.NumGoroutine(), "streaming": streams.Address()},
+				"cni":      p.networks.Status(),
+				"apparmor": p.apparmor.Info(),
+				"daemon":   map[string]any{"pid": os.Getpid(), "goroutines": runtime.NumGoroutine(), "streaming": streams.Address()},
 			}
 		},
 	})

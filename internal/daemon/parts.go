@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-engine/cri-engine/conf"
+	"github.com/cri-engine/cri-engine/internal/apparmor"
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/config"
 	"github.com/cri-engine/cri-engine/internal/monitor"
@@ -29,6 +30,7 @@ type parts struct {
 	networks *cni.Networks
 	monitor  *monitor.Client
 	handlers []*oci.Handler
+	apparmor *apparmor.Profiles
 	driver   oci.CgroupDriver
 }
 
@@ -56,6 +58,10 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 	part("image store", func() (err error) { p.store, err = openStore(ctx, o); return err })
 	part("networks", func() (err error) { p.networks, err = openNetworks(o.Config); return err })
 	part("monitor", func() (err error) { p.monitor, err = dialMonitor(ctx, o.Config); return err })
+	part("AppArmor", func() error {
+		p.apparmor = apparmor.Open(apparmor.ThisHost(), o.Config.Runtime.AppArmor, o.Config.Runtime.AppArmorProfile)
+		return nil
+	})
 	part("runtime handlers", func() (err error) { p.handlers, err = findHandlers(ctx, o.Config, p.driver); return err })
 	return p, g.Wait()
 }
@@ -174,7 +180,7 @@ func handlerConfigs(r config.Runtime, driver oci.CgroupDriver) []oci.HandlerConf
 func newEngine(ctx context.Context, c config.Config, p *parts) (*sandbox.Engine, error) {
 	return sandbox.New(ctx, sandbox.Options{
 		Root: c.Root, State: c.State, Config: c,
-		Images: p.store, Networks: p.networks, Monitor: p.monitor,
+		Images: p.store, Networks: p.networks, Monitor: p.monitor, AppArmor: p.apparmor,
 		Handlers: p.handlers, CgroupDriver: p.driver,
 	})
 }

@@ -18,7 +18,7 @@ import (
 func ableHost() *host {
 	return &host{
 		bounding: slices.Clone(knownCaps), resource: true, cgroupV2: true, cgroupOptions: []string{"nsdelegate"},
-		swap: true, hugetlb: true, seccomp: true, apparmor: true, recursiveReadOnly: true,
+		swap: true, hugetlb: true, seccomp: true, recursiveReadOnly: true,
 		hardLimit: func(int) (uint64, error) { return math.MaxUint64, nil },
 	}
 }

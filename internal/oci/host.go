@@ -31,8 +31,8 @@ type host struct {
 	// cgroupOptions are options that belong to the one superblock of cgroup v2.
 	cgroupOptions []string
 	// swap is true where the memory controller limits swap, hugetlb where there is a controller for huge pages.
-	swap, hugetlb     bool
-	seccomp, apparmor bool
+	swap, hugetlb bool
+	seccomp       bool
 	// recursiveReadOnly is mount_setattr(2), Linux 5.12.
 	recursiveReadOnly bool
 	// hardLimit returns our own hard limit.
@@ -45,7 +45,6 @@ var thisHost = sync.OnceValues(lookAtHost)
 func lookAtHost() (*host, error) {
 	h := &host{
 		seccomp:           exists("/proc/sys/kernel/seccomp/actions_avail"),
-		apparmor:          strings.HasPrefix(readWord("/sys/module/apparmor/parameters/enabled"), "Y"),
 		recursiveReadOnly: kernelAtLeast(5, 12),
 		hardLimit: func(resource int) (uint64, error) {
 			var limit unix.Rlimit

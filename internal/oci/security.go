@@ -1,9 +1,13 @@
 package oci
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-engine/cri-engine/internal/apparmor"
 )
 
 // DefaultMaskedPaths and DefaultReadonlyPaths protect a container whose
@@ -43,20 +47,50 @@ func (b *builder) paths() error {
 func (b *builder) labels() error {
 	b.spec.Process.SelinuxLabel, b.spec.Linux.MountLabel = b.ProcessLabel, b.MountLabel
 	const field = securityContext + "apparmor"
-	profile, err := wantedProfile(field, securityContext+"apparmor_profile", b.sc.GetApparmor(), b.sc.GetApparmorProfile(), runtimeapi.SecurityProfile_RuntimeDefault) //nolint:staticcheck // SA1019: older kubelets set it
+	old := b.sc.GetApparmorProfile() //nolint:staticcheck // SA1019: older kubelets set it
+	profile, err := wantedProfile(field, securityContext+"apparmor_profile", b.sc.GetApparmor(), old, runtimeapi.SecurityProfile_RuntimeDefault)
 	if err != nil {
 		return err
 	}
-	switch {
-	case b.privileged || profile.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
-	case profile.GetProfileType() == runtimeapi.SecurityProfile_RuntimeDefault:
-		b.spec.Process.ApparmorProfile = b.AppArmorProfile
-	case !b.host.apparmor:
-		return unsupported(field, "the profile %q cannot be applied: AppArmor is not enabled in this kernel", profile.GetLocalhostRef())
-	default:
-		b.spec.Process.ApparmorProfile = profile.GetLocalhostRef()
+	switch profile.GetProfileType() {
+	case runtimeapi.SecurityProfile_RuntimeDefault:
+		b.spec.Process.ApparmorProfile, err = b.defaultAppArmor(field, b.sc.GetApparmor() != nil || old != "")
+	case runtimeapi.SecurityProfile_Localhost:
+		b.spec.Process.ApparmorProfile, err = b.localAppArmor(field, profile.GetLocalhostRef())
+	case runtimeapi.SecurityProfile_Unconfined:
 	}
-	return nil
+	return err
+}
+
+// defaultAppArmor is not for privileged containers, which it would keep from
+// what they are privileged for; they have a profile when they name one.
+func (b *builder) defaultAppArmor(field string, asked bool) (string, error) {
+	if b.privileged || b.AppArmor == nil {
+		return "", nil
+	}
+	name, err := b.AppArmor.Default()
+	if errors.Is(err, apparmor.ErrNoDefault) && !asked {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", field, err)
+	}
+	return name, nil
+}
+
+func (b *builder) localAppArmor(field, name string) (string, error) {
+	field += ".localhost_ref"
+	if b.AppArmor == nil {
+		return "", unsupported(field, "the profile %q cannot be applied: the engine runs without AppArmor", name)
+	}
+	loaded, err := b.AppArmor.Loaded(name)
+	if err != nil {
+		return "", fmt.Errorf("%s %s: the profile cannot be applied: %w", field, quote(name), err)
+	}
+	if !loaded {
+		return "", invalid(field, name, "no such AppArmor profile is loaded on this node")
+	}
+	return name, nil
 }
 
 // wantedProfile reads a profile from its field or, when that is not set, from
@@ -77,6 +111,10 @@ func wantedProfile(field, oldField string, p *runtimeapi.SecurityProfile, old st
 		}
 	}
 	local := p.GetProfileType() == runtimeapi.SecurityProfile_Localhost
+	if ref, prefixed := strings.CutPrefix(p.GetLocalhostRef(), "localhost/"); local && prefixed {
+		// The older field's form, which clients write into the newer one too.
+		p = &runtimeapi.SecurityProfile{ProfileType: p.GetProfileType(), LocalhostRef: ref}
+	}
 	switch _, known := runtimeapi.SecurityProfile_ProfileType_name[int32(p.GetProfileType())]; {
 	case !known:
 		return nil, invalid(field+".profile_type", p.GetProfileType().String(), "unknown type")

@@ -46,9 +46,17 @@ type ContainerInput struct {
 	PidsLimit      int64                // 0 for none
 	// ProcessLabel and MountLabel are SELinux labels, "" for none.
 	ProcessLabel, MountLabel string
-	// AppArmorProfile is RuntimeDefault's, "" for none. It is not applied to
-	// containers that are privileged or ask for another one or none.
-	AppArmorProfile string
+	// AppArmor has the profiles.
+	AppArmor AppArmor
+}
+
+// AppArmor is what specs need to know of the profiles of this machine.
+type AppArmor interface {
+	// Default is the profile of containers that name none, loaded; "" where there can't be any.
+	// apparmor.ErrNoDefault for a machine where there should be one and never was.
+	Default() (string, error)
+	// Loaded tells whether the kernel has the profile. errors.ErrUnsupported says why it can have none.
+	Loaded(name string) (bool, error)
 }
 
 // User is who a container's first process runs as.

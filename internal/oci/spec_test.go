@@ -153,7 +153,7 @@ func TestPrivileged(t *testing.T) {
 		sc := in.Config.Linux.SecurityContext
 		sc.Privileged, sc.MaskedPaths, sc.ReadonlyPaths = true, []string{"/proc/kcore"}, []string{"/proc/sys"}
 		sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
-		in.AppArmorProfile = "cri-engine-default"
+		in.AppArmor = profiles{def: "ours"}
 		spec, _ := build(t, in, ableHost())
 		if spec.Linux.Seccomp != nil || spec.Process.ApparmorProfile != "" || spec.Linux.MaskedPaths != nil || spec.Linux.ReadonlyPaths != nil {
 			t.Errorf("confined: seccomp %v, AppArmor %q, masked %v, read-only %v",
@@ -251,7 +251,7 @@ func TestExecProcess(t *testing.T) {
 	in := testInput(t)
 	in.Config.Linux.SecurityContext.NoNewPrivs = true
 	in.Config.WorkingDir = "/srv"
-	in.AppArmorProfile, in.ProcessLabel = "profile", "label"
+	in.AppArmor, in.ProcessLabel = profiles{def: "profile"}, "label"
 	in.Config.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
 	in.Config.Tty = true
 	spec, _ := build(t, in, ableHost())

@@ -84,7 +84,7 @@ func (e *Engine) snapshot(c *container) *Container {
 		}},
 		Info: map[string]any{
 			"phase": r.Phase, "bundle": e.bundleDir(c.id), "pid": r.Process.Pid, "runtime": r.Process.Runtime,
-			"cgroups": r.Process.Cgroups,
+			"cgroups": r.Process.Cgroups, "apparmorProfile": r.AppArmor,
 		},
 	}
 	if r.Phase == phaseRunning {

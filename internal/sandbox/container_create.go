@@ -229,8 +229,8 @@ func (r *containerCreate) spec(context.Context) error {
 		ImageName: imageName(c.cfg), RootFS: c.rec.RootFS, Handler: r.handler,
 		CgroupDriver: e.o.CgroupDriver, CgroupParent: podRec.CgroupParent, Namespaces: ns,
 		DefaultCapabilities: e.o.Config.Runtime.DefaultCapabilities,
-		SeccompDefault:      e.o.Config.Runtime.SeccompProfile,
-		DefaultUlimits:      e.ulimits, PidsLimit: e.o.Config.Runtime.PidsLimit,
+		SeccompDefault:      e.o.Config.Runtime.SeccompProfile, AppArmor: e.o.AppArmor,
+		DefaultUlimits: e.ulimits, PidsLimit: e.o.Config.Runtime.PidsLimit,
 	}
 	dir := e.podDir(c.pod.id)
 	in.ResolvConf, in.Hosts, in.HostnameFile = filepath.Join(dir, resolvFile), filepath.Join(dir, hostsFile), filepath.Join(dir, hostnameFile)
@@ -248,6 +248,7 @@ func (r *containerCreate) spec(context.Context) error {
 	}
 	c.mu.Lock()
 	c.rec.UID, c.rec.GID, c.rec.Groups = user.UID, user.GID, user.AdditionalGroups
+	c.rec.AppArmor = spec.Process.ApparmorProfile
 	c.mu.Unlock()
 	return writeBundle(e.bundleDir(c.id), spec)
 }

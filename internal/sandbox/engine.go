@@ -30,6 +30,7 @@ type Options struct {
 	Images       Images
 	Networks     Networks
 	Monitor      Monitor
+	AppArmor     oci.AppArmor
 	Handlers     []*oci.Handler
 	CgroupDriver oci.CgroupDriver
 	// NetNSDir is where network namespaces are pinned; "" for /run/netns.

@@ -104,6 +104,8 @@ type containerRecord struct {
 	UID    int64   `json:"uid"`
 	GID    int64   `json:"gid"`
 	Groups []int64 `json:"groups,omitempty"`
+	// AppArmor is the profile that confines it, "" for none.
+	AppArmor string `json:"apparmor,omitempty"`
 
 	// Resources are the limits since the last update, a LinuxContainerResources; none before it.
 	Resources []byte `json:"resources,omitempty"`

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
+	"github.com/cri-engine/cri-engine/internal/apparmor"
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/oci"
@@ -38,6 +39,8 @@ var classes = []struct {
 	{sandbox.ErrExists, codes.AlreadyExists, ""},
 	{sandbox.ErrPrecondition, codes.FailedPrecondition, ""},
 	{storage.ErrInUse, codes.FailedPrecondition, ""},
+	{apparmor.ErrNoDefault, codes.FailedPrecondition, ""},
+	{apparmor.ErrNotLoaded, codes.FailedPrecondition, ""},
 	{storage.ErrNoSpace, codes.ResourceExhausted, ""},
 	{syscall.ENOSPC, codes.ResourceExhausted, ""},
 	{syscall.EDQUOT, codes.ResourceExhausted, ""},

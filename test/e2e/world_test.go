@@ -235,6 +235,10 @@ func enterWorld() error {
 	if err != nil {
 		return err
 	}
+	for i, fs := range securityFilesystems {
+		var st unix.Statfs_t
+		securityFilesystems[i].mounted = unix.Statfs(fs.point, &st) == nil && st.Type == fs.magic
+	}
 	mounts := []struct{ source, target, fsType, options string }{
 		{"proc", "/proc", "proc", ""},
 		{"sysfs", "/sys", "sysfs", ""}, // shows the interfaces of this network namespace
@@ -267,6 +271,13 @@ func enterWorld() error {
 			return err
 		}
 	}
+	for _, fs := range securityFilesystems {
+		if fs.mounted {
+			if err := mountAt(fs.fsType, fs.point, fs.fsType, ""); err != nil {
+				return err
+			}
+		}
+	}
 	if err := delegateV2(); err != nil {
 		return err
 	}
@@ -275,6 +286,17 @@ func enterWorld() error {
 	}
 	scratchDir, worldDir, binDir, repoDir = insideDir+"/scratch", insideDir+"/world", insideDir+"/bin", insideDir+"/repo"
 	return os.Chdir(worldDir)
+}
+
+// securityFilesystems are those of the security modules, which a world's own
+// /sys has where the machine's has them.
+var securityFilesystems = []struct {
+	fsType, point string
+	magic         int64
+	mounted       bool
+}{
+	{fsType: "securityfs", point: "/sys/kernel/security", magic: unix.SECURITYFS_MAGIC},
+	{fsType: "selinuxfs", point: "/sys/fs/selinux", magic: unix.SELINUX_MAGIC},
 }
 
 // dropMounts detaches the copies that this mount namespace has of mounts that
