@@ -41,6 +41,8 @@ func Run(ctx context.Context, o Options) error {
 	start := time.Now()
 	klog.InfoS("Engine starts", "version", o.Version, "root", o.Config.Root, "state", o.Config.State, "config", o.ConfigFiles)
 
+	kept := inherited()
+	defer kept.close()
 	unlock, err := lock(o.Config.State, o.Config.Root)
 	if err != nil {
 		return err
@@ -74,7 +76,7 @@ func Run(ctx context.Context, o Options) error {
 			}
 		},
 	})
-	l, err := server.Listen(o.Config.Listen)
+	l, err := kept.listen(o.Config.Listen)
 	if err != nil {
 		return err
 	}

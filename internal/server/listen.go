@@ -94,10 +94,49 @@ type Socket struct {
 	*net.UnixListener
 	path string
 	file os.FileInfo
+	kept bool
+}
+
+// ID tells the socket's file from any other that is or was at its path.
+func (s *Socket) ID() string { return fileID(s.file) }
+
+func fileID(file os.FileInfo) string {
+	st, ok := file.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("%d-%d", st.Dev, st.Ino)
+}
+
+// Keep leaves the socket's file where it is at Close: somebody else has a duplicate
+// of the socket, on which clients wait for the next server.
+func (s *Socket) Keep() { s.kept = true }
+
+// Resume takes over a socket that another process listened on, if the file at path
+// is still the one with this id; else it is [Listen]. The socket f is duplicated.
+func Resume(path, id string, f *os.File) (*Socket, error) {
+	file, err := os.Lstat(path)
+	if err != nil || fileID(file) != id {
+		return Listen(path)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("resume listening on %s: %w", path, err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		_ = l.Close()
+		return nil, fmt.Errorf("resume listening on %s: it is no unix socket but of %s", path, l.Addr().Network())
+	}
+	u.SetUnlinkOnClose(false)
+	return &Socket{UnixListener: u, path: path, file: file}, nil
 }
 
 // Close closes the socket and removes its file.
 func (s *Socket) Close() error {
+	if s.kept {
+		return s.UnixListener.Close()
+	}
 	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.file) {
 		_ = os.Remove(s.path) // what is left, the next start replaces
 	}
