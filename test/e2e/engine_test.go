@@ -73,7 +73,7 @@ func (w *World) engineNotStarted(t *testing.T, options ...with) *Engine {
 		t.Fatal(err)
 	}
 	e := &Engine{Engine: inner, w: w}
-	if e.conn, err = harness.Dial(e.Socket); err != nil {
+	if e.conn, err = harness.Dial(e.Socket, notingSent...); err != nil {
 		t.Fatal(err)
 	}
 	e.rt, e.img = runtimeapi.NewRuntimeServiceClient(e.conn), runtimeapi.NewImageServiceClient(e.conn)

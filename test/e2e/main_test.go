@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -35,7 +36,12 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "e2e: world:", err)
 			os.Exit(1)
 		}
-		os.Exit(m.Run())
+		code := m.Run()
+		if err := writeSent(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: note what was sent:", err)
+			code = 1
+		}
+		os.Exit(code)
 	}
 	code, err := prepared(m.Run)
 	if err != nil {
@@ -61,10 +67,14 @@ func prepared(run func() int) (int, error) {
 	if os.Getenv("CRI_ENGINE_E2E_KEEP") == "" {
 		defer os.RemoveAll(scratchDir)
 	}
-	if err := prepare(); err != nil {
+	if err := errors.Join(prepare(), os.Mkdir(sentDir(), 0o755)); err != nil {
 		return 1, err
 	}
-	return run(), nil
+	code := run()
+	if code == 0 && flag.Lookup("test.run").Value.String() == "" {
+		return code, checkSent()
+	}
+	return code, nil
 }
 
 // requirements says at once everything that is missing.

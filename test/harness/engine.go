@@ -194,12 +194,13 @@ func (e *Engine) Ready(ctx context.Context) error {
 
 // Dial connects to a CRI socket. A lost connection is made again at once, and
 // calls fail as Unavailable meanwhile.
-func Dial(socket string) (*grpc.ClientConn, error) {
+func Dial(socket string, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	fast := backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond}
-	return grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"),
+	return grpc.NewClient("unix://"+strings.TrimPrefix(socket, "unix://"), append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: fast, MinConnectTimeout: time.Second}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16 << 20)),
+	}, more...)...)
 }
 
 // Pid of the daemon.
