@@ -13,17 +13,37 @@ type Attached struct {
 	// nor its log waits. They return ErrClosed after Close, ErrNotFound when there is no such container.
 	Stdout, Stderr io.Reader
 
+	stdout, stderr *streamReader
 	cancel context.CancelFunc
 }
 
-// Attach returns a view of a container's output. The streams connect at their first
-// Read, and again by themselves when the pump is replaced; what was written between is missing.
+// Attach returns a view of a container's output. The streams connect by Connect or at
+// their first Read, and again by themselves when the pump is replaced; what was written between is missing.
 func (c *Client) Attach(id string) *Attached {
 	ctx, cancel := context.WithCancel(context.Background())
-	reader := func(role string) io.Reader {
+	reader := func(role string) *streamReader {
 		return &streamReader{end: streamEnd{ctx: ctx, socket: c.socket, params: attachParams{target: target{ID: id}, Stream: role}}}
 	}
-	return &Attached{Stdout: reader(roleStdout), Stderr: reader(roleStderr), cancel: cancel}
+	stdout, stderr := reader(roleStdout), reader(roleStderr)
+	return &Attached{Stdout: stdout, Stderr: stderr, stdout: stdout, stderr: stderr, cancel: cancel}
+}
+
+// Connect returns when what the container writes from then on will be read, or when
+// the view is closed. Errors are the next Read's.
+func (a *Attached) Connect(stdout, stderr bool) {
+	for r, wanted := range map[*streamReader]bool{a.stdout: stdout, a.stderr: stderr} {
+		if wanted {
+			r.connectFirst()
+		}
+	}
+}
+
+func (r *streamReader) connectFirst() {
+	r.end.mu.Lock()
+	defer r.end.mu.Unlock()
+	if r.end.conn == nil && r.err == nil {
+		r.err = r.connect()
+	}
 }
 
 // Close ends the view.

@@ -55,6 +55,23 @@ func TestAttachedClients(t *testing.T) {
 		}
 		n.delete(b.id)
 	})
+	t.Run("one that is connected misses no answer to what is written then", func(t *testing.T) {
+		b := n.run(n.shell("while read x; do echo got $x; echo err $x >&2; done"), withStdin)
+		in := n.c.Stdin(b.id)
+		defer in.Close()
+		for range 50 {
+			a := n.c.Attach(b.id)
+			a.Connect(true, true)
+			_, err := in.Write(n.ctx(), []byte("it\n"))
+			must(t, err)
+			readLine(t, bufio.NewReader(a.Stdout), "got it\n")
+			readLine(t, bufio.NewReader(a.Stderr), "err it\n")
+			a.Close()
+		}
+		must(t, n.c.CloseStdin(n.ctx(), b.id, ""))
+		b.wait()
+		n.delete(b.id)
+	})
 	t.Run("one that does not read holds nobody back", func(t *testing.T) {
 		b := n.run(n.shell("read go; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); echo $i; done"), withStdin)
 		slow, fast := n.c.Attach(b.id), n.c.Attach(b.id)

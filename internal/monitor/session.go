@@ -170,19 +170,26 @@ func (r *streamReader) Read(p []byte) (int, error) {
 	return 0, r.err
 }
 
+func (r *streamReader) connect() error {
+	result, err := r.end.reattach(r.have)
+	if err != nil {
+		return err
+	}
+	r.left, r.lossy = 0, result.Lossy
+	if result.Offset > r.have {
+		if !result.Lossy {
+			return errOutputLost
+		}
+		r.have = result.Offset
+	}
+	return nil
+}
+
 // read returns bytes, or an error; errBroken is none that lasts.
 func (r *streamReader) read(p []byte) (int, error) {
 	if r.end.conn == nil {
-		result, err := r.end.reattach(r.have)
-		if err != nil {
+		if err := r.connect(); err != nil {
 			return 0, err
-		}
-		r.left, r.lossy = 0, result.Lossy
-		if result.Offset > r.have {
-			if !result.Lossy {
-				return 0, errOutputLost
-			}
-			r.have = result.Offset
 		}
 	}
 	if r.left == 0 {

@@ -40,6 +40,10 @@ func (e *Engine) attach(ctx context.Context, c *container, s Streams) error {
 	out := newCopies(cancel)
 	defer out.wg.Wait() // ends after view.Close
 	defer view.Close()
+	// What the container answers to the first word of stdin must not be missed.
+	stop := context.AfterFunc(ctx, view.Close)
+	view.Connect(s.Stdout != nil, s.Stderr != nil && !s.TTY)
+	stop()
 	if s.Stdout != nil {
 		out.start(s.Stdout, view.Stdout)
 	}

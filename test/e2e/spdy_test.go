@@ -28,6 +28,9 @@ type streamClient struct {
 	failure, stdin, stdout, stderr, resize httpstream.Stream
 }
 
+// streamLimit ends reads of what never comes.
+const streamLimit = 5 * time.Minute
+
 // connect upgrades a connection to SPDY.
 func connect(address, protocol string) (*streamClient, error) {
 	u, err := url.Parse(address)
@@ -58,7 +61,7 @@ func connect(address, protocol string) (*streamClient, error) {
 		nc.Close()
 		return nil, err
 	}
-	_ = nc.SetDeadline(time.Time{})
+	_ = nc.SetDeadline(time.Now().Add(streamLimit))
 	conn, err := spdy.NewClientConnection(nc)
 	return &streamClient{nc: nc, conn: conn}, err
 }
