@@ -14,7 +14,7 @@ type Attached struct {
 	Stdout, Stderr io.Reader
 
 	stdout, stderr *streamReader
-	cancel context.CancelFunc
+	cancel         context.CancelFunc
 }
 
 // Attach returns a view of a container's output. The streams connect by Connect or at
