@@ -8,12 +8,13 @@
 //
 // For a container, [ContainerSpec] makes the spec from the request, the
 // image's configuration, the mounted root filesystem and the pod's
-// namespaces; the caller writes it into a bundle and keeps it. For an exec,
+// namespaces; the caller writes it into a bundle and keeps it. Before that,
+// [MakeVolumes] makes the directories that the image declares as volumes. For an exec,
 // [ExecProcess] makes a process from that spec.
 //
 // Nothing here is kept, locked or undone: specs are values, and the machine is
-// only read. The one exception is the trial container of FindHandlers, which
-// is gone when it returns.
+// only read. The exceptions are MakeVolumes, which makes directories in the root
+// filesystem, and the trial container of FindHandlers, which is gone when it returns.
 //
 // What a request asks for is clamped to what this machine lets the engine give
 // (capabilities to the bounding set, oom_score_adj and limits where raising

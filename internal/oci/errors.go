@@ -6,6 +6,16 @@ import (
 	"strings"
 )
 
+// What errors about mounts wrap, beside their cause where they have one.
+var (
+	// ErrRecursiveReadOnly: the OCI runtime or the kernel cannot make it recursively read-only.
+	ErrRecursiveReadOnly = errors.New("no recursive read-only mounts")
+	// ErrImageVolume: the image that it names, or the path in that, could not be mounted.
+	ErrImageVolume = errors.New("image volume")
+	// ErrNotShared: the mount that a host path is on propagates nothing. CRI has no constant for it.
+	ErrNotShared = errors.New("not a shared mount")
+)
+
 // InvalidError is a request's fault.
 type InvalidError struct {
 	Field  string // path in the CRI message, such as "config.linux.security_context.run_as_user"

@@ -20,7 +20,7 @@ import (
 func (b *builder) mounts() error {
 	requested := make([]specs.Mount, 0, len(b.Config.GetMounts()))
 	for i, m := range b.Config.GetMounts() {
-		mount, err := b.mount(fmt.Sprintf("config.mounts[%d]", i), m)
+		mount, err := b.mount(fmt.Sprintf("config.mounts[%d]", i), i, m)
 		if err != nil {
 			return err
 		}
@@ -35,7 +35,11 @@ func (b *builder) mounts() error {
 				r.Destination == "/dev" && strings.HasPrefix(m.Destination, "/dev/")
 		})
 	}
-	ours := slices.DeleteFunc(append(b.systemMounts(), b.podMounts()...), hidden)
+	volumes, err := b.volumes()
+	if err != nil {
+		return err
+	}
+	ours := slices.DeleteFunc(slices.Concat(b.systemMounts(), volumes, b.podMounts()), hidden)
 	b.spec.Mounts = slices.Concat(ours, requested)
 	slices.SortStableFunc(b.spec.Mounts, func(x, y specs.Mount) int {
 		return strings.Count(x.Destination, "/") - strings.Count(y.Destination, "/")
@@ -93,14 +97,8 @@ func (b *builder) podMounts() []specs.Mount {
 	return mounts
 }
 
-// mount is one of the request's.
-func (b *builder) mount(field string, m *runtimeapi.Mount) (specs.Mount, error) {
-	if m.GetImage().GetImage() != "" {
-		if m.GetHostPath() != "" {
-			return specs.Mount{}, invalid(field+".host_path", m.GetHostPath(), "must be empty when an image is mounted")
-		}
-		return specs.Mount{}, unsupported(field+".image", "image volumes are not implemented")
-	}
+// mount is one of the request's, its i-th.
+func (b *builder) mount(field string, i int, m *runtimeapi.Mount) (specs.Mount, error) {
 	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
 		return specs.Mount{}, unsupported(field+".uidMappings", "id-mapped mounts are not implemented")
 	}
@@ -111,7 +109,7 @@ func (b *builder) mount(field string, m *runtimeapi.Mount) (specs.Mount, error) 
 	if destination == "/" {
 		return specs.Mount{}, invalid(field+".container_path", m.GetContainerPath(), "is the root filesystem")
 	}
-	source, err := resolveHostPath(field+".host_path", m.GetHostPath())
+	source, err := b.mountSource(field, i, m)
 	if err != nil {
 		return specs.Mount{}, err
 	}
@@ -131,6 +129,21 @@ func (b *builder) mount(field string, m *runtimeapi.Mount) (specs.Mount, error) 
 		Destination: destination, Type: "bind", Source: source,
 		Options: append([]string{"rbind", propagation, access}, more...),
 	}, nil
+}
+
+// mountSource is a path of the host, or of an image's root filesystem.
+func (b *builder) mountSource(field string, i int, m *runtimeapi.Mount) (string, error) {
+	if m.GetImage().GetImage() != "" {
+		source, err := imageSource(field, b.ImageVolumes[i], m)
+		if err != nil {
+			return "", fmt.Errorf("%w: %w", ErrImageVolume, err)
+		}
+		return source, nil
+	}
+	if m.GetImageSubPath() != "" {
+		return "", invalid(field+".image_sub_path", m.GetImageSubPath(), "needs an image")
+	}
+	return resolveHostPath(field+".host_path", m.GetHostPath())
 }
 
 // cleanPath checks a path inside of the container. The OCI runtime resolves
@@ -213,8 +226,8 @@ func checkPropagation(field, source string, tags ...string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s.propagation: %s is on the mount %s, which is not %s: make it so with mount --make-rshared",
-		field, source, mount.Mountpoint, strings.NewReplacer("shared:", "shared", "master:", "a slave").Replace(strings.Join(tags, " or ")))
+	return fmt.Errorf("%s.propagation: %s is on the mount %s, which is not %s: make it so with mount --make-rshared: %w",
+		field, source, mount.Mountpoint, strings.NewReplacer("shared:", "shared", "master:", "a slave").Replace(strings.Join(tags, " or ")), ErrNotShared)
 }
 
 // access returns the option for reading or writing.
@@ -230,7 +243,7 @@ func (b *builder) access(field string, m *runtimeapi.Mount) (string, error) {
 	case m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return "", invalid(field, "true", "needs private propagation, not %s", m.GetPropagation())
 	case !b.Handler.RecursiveReadOnlyMounts:
-		return "", unsupported(field, "%s and this kernel cannot make mounts recursively read-only", b.Handler.Binary)
+		return "", fmt.Errorf("%w: %w", ErrRecursiveReadOnly, unsupported(field, "%s and this kernel cannot make mounts recursively read-only", b.Handler.Binary))
 	}
 	return "rro", nil
 }

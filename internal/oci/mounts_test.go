@@ -135,14 +135,13 @@ func TestMounts(t *testing.T) {
 		{"recursively read-only and writable", "recursive_read_only", &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, RecursiveReadOnly: true}},
 		{"an option that loosens", "mount_options[1]", &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, MountOptions: []string{"nodev", "suid"}}},
 		{"an unknown propagation", "propagation", &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, Propagation: 9}},
-		{"an image and a host path", "host_path", &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, Image: &runtimeapi.ImageSpec{Image: "i"}}},
+		{"a path in an image and no image", "image_sub_path", &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, ImageSubPath: "x"}},
 	} {
 		t.Run(c.name+" is refused", func(t *testing.T) {
 			refuses(t, mounting(t, c.mount), ableHost(), "config.mounts[0]."+c.field)
 		})
 	}
 	t.Run("what is not there yet is refused by name", func(t *testing.T) {
-		unsupports(t, mounting(t, &runtimeapi.Mount{ContainerPath: "/a", Image: &runtimeapi.ImageSpec{Image: "i"}}), ableHost(), "image volumes")
 		unsupports(t, mounting(t, &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, UidMappings: []*runtimeapi.IDMapping{{}}}), ableHost(), "id-mapped")
 	})
 	t.Run("recursively read-only needs a runtime that can", func(t *testing.T) {

@@ -33,6 +33,8 @@ type ContainerInput struct {
 	// CgroupParent from the pod's config, may be "".
 	CgroupParent string
 	Namespaces   Namespaces
+	// ImageVolumes are the mounted root filesystems of the images that mounts of the request name, by the mount's index.
+	ImageVolumes map[int]string
 	// Files bound into the container unless the request mounts something there itself; "" for none.
 	// Without Shm the container has a /dev/shm of its own.
 	ResolvConf, Hosts, HostnameFile, Shm string

@@ -78,7 +78,7 @@ func (e *Engine) snapshot(c *container) *Container {
 		CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, FinishedAt: r.FinishedAt,
 		ExitCode: r.ExitCode, Reason: r.Reason, Message: r.Message,
 		ImageID: r.ImageID, LogPath: r.LogPath, Handler: r.Handler, Cgroup: r.Cgroup, RootFS: r.RootFS,
-		Restored: r.Restored, Resources: resourcesOf(r, c.cfg),
+		Restored: r.Restored, Resources: resourcesOf(r, c.cfg), Mounts: mountsOf(r, c.cfg),
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
 			Uid: r.UID, Gid: r.GID, SupplementalGroups: r.Groups,
 		}},

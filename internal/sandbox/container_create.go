@@ -31,6 +31,7 @@ func (r *containerCreate) steps() []steps.Step {
 	return []steps.Step{
 		{Name: "record", Do: r.record, Undo: r.unrecord},
 		{Name: "root-filesystem", Do: r.rootFS, Undo: r.undo(r.removeRootFS)},
+		{Name: "image-volumes", Do: r.imageVolumes, Undo: r.undo(r.removeImageVolumes)},
 		{Name: "spec", Do: r.spec, Undo: r.undo(r.removeBundle)},
 		{Name: "created", Do: r.created},
 	}
@@ -193,7 +194,7 @@ func (e *Engine) rollbackContainer(ctx context.Context, c *container) error {
 	if err := e.deleteProcess(ctx, c.id, c.read().Process); err != nil {
 		return err
 	}
-	if err := e.o.Images.RemoveRootFS(ctx, c.id); err != nil {
+	if err := e.removeRootFS(ctx, c.id); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(e.bundleDir(c.id)); err != nil {
@@ -224,6 +225,9 @@ func (r *containerCreate) spec(context.Context) error {
 		return err
 	}
 	podRec := c.pod.read()
+	if err := oci.MakeVolumes(c.rec.RootFS, r.image.Config, 0, 0); err != nil {
+		return err
+	}
 	in := oci.ContainerInput{
 		ID: c.id, PodID: c.pod.id, Config: c.cfg, Pod: c.podCfg, Image: r.image.Config,
 		ImageName: imageName(c.cfg), RootFS: c.rec.RootFS, Handler: r.handler,
@@ -231,6 +235,7 @@ func (r *containerCreate) spec(context.Context) error {
 		DefaultCapabilities: e.o.Config.Runtime.DefaultCapabilities,
 		SeccompDefault:      e.o.Config.Runtime.SeccompProfile, AppArmor: e.o.AppArmor,
 		DefaultUlimits: e.ulimits, PidsLimit: e.o.Config.Runtime.PidsLimit,
+		ImageVolumes: imageVolumePaths(c.rec.Volumes),
 	}
 	dir := e.podDir(c.pod.id)
 	in.ResolvConf, in.Hosts, in.HostnameFile = filepath.Join(dir, resolvFile), filepath.Join(dir, hostsFile), filepath.Join(dir, hostnameFile)

@@ -69,7 +69,7 @@ func (s *containerRemove) process(ctx context.Context) error {
 }
 
 func (s *containerRemove) rootFS(ctx context.Context) error {
-	return s.e.o.Images.RemoveRootFS(ctx, s.c.id)
+	return s.e.removeRootFS(ctx, s.c.id)
 }
 
 func (s *containerRemove) bundle(context.Context) error { return os.RemoveAll(s.e.bundleDir(s.c.id)) }

@@ -100,6 +100,8 @@ type containerRecord struct {
 	Cgroup    string  `json:"cgroup,omitempty"`
 	RootFS    string  `json:"rootfs,omitempty"`
 	Process   process `json:"process"`
+	// Volumes are the images that its mounts name.
+	Volumes []imageVolume `json:"volumes,omitempty"`
 	// User that the process runs as.
 	UID    int64   `json:"uid"`
 	GID    int64   `json:"gid"`

@@ -328,7 +328,7 @@ func (e *Engine) sweep(known map[string]monitor.Info) {
 		}
 	}
 	for _, id := range e.o.Images.RootFSes() {
-		if e.containers[id] == nil {
+		if e.containers[rootFSOwner(id)] == nil {
 			e.retry("root filesystem of no known container", id, func(ctx context.Context) error { return e.o.Images.RemoveRootFS(ctx, id) })
 		}
 	}

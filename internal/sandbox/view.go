@@ -46,9 +46,11 @@ type Container struct {
 	Cgroup  string // the spec's cgroupsPath
 	// Resources are its limits now; nil for none. Not to be written to.
 	Resources *runtimeapi.LinuxContainerResources
-	RootFS    string // "" when not mounted
-	Restored  bool   // read from a record that was damaged: some fields are unknown
-	Info      map[string]any
+	// Mounts are the request's, and those of images name the image that they were made from. Not to be written to.
+	Mounts   []*runtimeapi.Mount
+	RootFS   string // "" when not mounted
+	Restored bool   // read from a record that was damaged: some fields are unknown
+	Info     map[string]any
 }
 
 // ExecResult is what ExecSync returns.

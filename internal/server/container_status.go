@@ -41,7 +41,7 @@ func (s *Server) containerStatus(c *sandbox.Container) *runtimeapi.ContainerStat
 		Message:     c.Message,
 		Labels:      c.Config.GetLabels(),
 		Annotations: c.Config.GetAnnotations(),
-		Mounts:      c.Config.GetMounts(),
+		Mounts:      c.Mounts,
 		LogPath:     c.LogPath,
 		User:        c.User,
 		StopSignal:  s.stopSignal(c),

@@ -38,6 +38,7 @@ var classes = []struct {
 	{storage.ErrInvalidReference, codes.InvalidArgument, ""},
 	{sandbox.ErrExists, codes.AlreadyExists, ""},
 	{sandbox.ErrPrecondition, codes.FailedPrecondition, ""},
+	{oci.ErrNotShared, codes.FailedPrecondition, ""},
 	{storage.ErrInUse, codes.FailedPrecondition, ""},
 	{apparmor.ErrNoDefault, codes.FailedPrecondition, ""},
 	{apparmor.ErrNotLoaded, codes.FailedPrecondition, ""},
@@ -70,19 +71,31 @@ func toStatus(err error) error {
 	}
 	var invalid *oci.InvalidError
 	if errors.As(err, &invalid) {
-		return status.Error(codes.InvalidArgument, errorText(err))
+		return status.Error(codes.InvalidArgument, mountPrefix(err)+errorText(err))
 	}
 	for _, c := range classes {
 		if !errors.Is(err, c.is) {
 			continue
 		}
-		text := errorText(err)
+		text := mountPrefix(err) + errorText(err)
 		if c.prefix != "" {
 			text = c.prefix + ": " + text
 		}
 		return status.Error(c.code, text)
 	}
-	return status.Error(codes.Unknown, errorText(err))
+	return status.Error(codes.Unknown, mountPrefix(err)+errorText(err))
+}
+
+// mountPrefix is the constant that CRI has for a mount that could not be made,
+// beside the code that says why.
+func mountPrefix(err error) string {
+	switch {
+	case errors.Is(err, oci.ErrImageVolume):
+		return crierrors.ErrImageVolumeMountFailed.Error() + ": "
+	case errors.Is(err, oci.ErrRecursiveReadOnly):
+		return crierrors.ErrRROUnsupported.Error() + ": "
+	}
+	return ""
 }
 
 // errorText is the error on one line, as valid UTF-8, of bounded length.

@@ -99,8 +99,22 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 		func() error { return checkLogPath(field+".log_path", c.GetLogPath()) },
 		func() error { return checkMap(field+".labels", c.GetLabels()) },
 		func() error { return checkMap(field+".annotations", c.GetAnnotations()) },
+		func() error { return checkMounts(field+".mounts", c.GetMounts()) },
 		func() error { return checkCDI(field+".CDI_devices", c.GetCDIDevices()) },
 	)
+}
+
+// checkMounts checks the names of images that are mounted.
+func checkMounts(field string, mounts []*runtimeapi.Mount) error {
+	for i, m := range mounts {
+		if m.GetImage().GetImage() == "" {
+			continue
+		}
+		if err := checkImage(fmt.Sprintf("%s[%d].image", field, i), m.GetImage()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkCDI refuses devices that would silently be missing.

@@ -56,7 +56,8 @@ var triggers = map[string]trigger{
 	},
 	"CreateContainer": func(t *testing.T, e *Engine) func(context.Context) error {
 		p := e.faultPod(t)
-		request := &runtimeapi.CreateContainerRequest{PodSandboxId: p.ID, Config: p.containerConfig(busyboxImage, sleeper), SandboxConfig: p.Config}
+		config := p.containerConfig(busyboxImage, sleeper, mounting(e.imageMount(busyboxImage, "/v", "")))
+		request := &runtimeapi.CreateContainerRequest{PodSandboxId: p.ID, Config: config, SandboxConfig: p.Config}
 		return func(ctx context.Context) error {
 			_, err := e.rt.CreateContainer(ctx, request)
 			return err
@@ -88,7 +89,7 @@ var triggers = map[string]trigger{
 		}
 	},
 	"RemoveContainer": func(t *testing.T, e *Engine) func(context.Context) error {
-		c := e.faultPod(t).run(t, busyboxImage, sleeper)
+		c := e.faultPod(t).run(t, busyboxImage, sleeper, mounting(e.imageMount(busyboxImage, "/v", "")))
 		return func(ctx context.Context) error {
 			_, err := e.rt.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID})
 			return err
