@@ -3,7 +3,7 @@
 # and nothing that is there already: where all is there, neither apt nor a
 # network is touched.
 #
-#   hack/setup.sh build|demo|test|image ...
+#   hack/setup.sh build|demo|test|image|vm ...
 set -euo pipefail
 
 # Each line: the package, then what shows that it is there: a command on PATH,
@@ -46,6 +46,20 @@ image_needs() {
 		curl curl
 		debootstrap debootstrap
 		docker-registry docker-registry
+	END
+}
+
+vm_needs() {
+	build_needs
+	cat <<-'END'
+		qemu-system-x86 qemu-system-x86_64
+		debootstrap debootstrap
+		debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg
+		e2fsprogs mkfs.ext4
+		e2fsprogs debugfs
+		kmod modprobe
+		xz-utils xz
+		zstd zstd
 	END
 }
 
@@ -98,9 +112,9 @@ main() {
 	local group packages
 	for group; do
 		case $group in
-		build | demo | test | image) ;;
+		build | demo | test | image | vm) ;;
 		*)
-			echo "usage: hack/setup.sh build|demo|test|image ..." >&2
+			echo "usage: hack/setup.sh build|demo|test|image|vm ..." >&2
 			return 2
 			;;
 		esac
