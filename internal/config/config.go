@@ -19,6 +19,7 @@ type Config struct {
 	Network Network `toml:"network"`
 
 	Streaming Streaming `toml:"streaming"`
+	CDI       CDI       `toml:"cdi"`
 }
 
 // Log is [log].
@@ -143,6 +144,14 @@ type Streaming struct {
 	IdleTimeout Duration `toml:"idle_timeout"`
 	// CreationTimeout ends a connection whose client does not open its streams.
 	CreationTimeout Duration `toml:"creation_timeout"`
+}
+
+// CDI is [cdi]: devices of the Container Device Interface.
+type CDI struct {
+	// Enabled: containers can ask for CDI devices.
+	Enabled bool `toml:"enabled"`
+	// SpecDirs hold the specifications; a device in a later one comes before the same in an earlier.
+	SpecDirs []string `toml:"spec_dirs"`
 }
 
 // Duration is a time.Duration written "30s".

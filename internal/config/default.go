@@ -57,6 +57,7 @@ func Default() Config {
 			IdleTimeout:     Duration(4 * time.Hour),
 			CreationTimeout: Duration(30 * time.Second),
 		},
+		CDI: CDI{Enabled: true, SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 	}
 }
 

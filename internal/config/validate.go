@@ -36,6 +36,7 @@ func (c Config) Validate() error {
 	c.Image.validate(&p)
 	c.Network.validate(&p)
 	c.Streaming.validate(&p)
+	p.paths("cdi.spec_dirs", c.CDI.SpecDirs)
 	return errors.Join(p...)
 }
 
@@ -266,6 +267,13 @@ func (p *problems) path(key, value string, mayBeEmpty bool) {
 		p.add(key, "%q should be written %q", value, filepath.Clean(value))
 	case value == "/" || strings.ContainsAny(value, "\x00\n"):
 		p.add(key, "%q cannot be used", value)
+	}
+}
+
+// paths checks a list of directories.
+func (p *problems) paths(key string, list []string) {
+	for i, dir := range list {
+		p.path(fmt.Sprintf("%s[%d]", key, i), dir, false)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cri-engine/cri-engine/conf"
 	"github.com/cri-engine/cri-engine/internal/apparmor"
+	"github.com/cri-engine/cri-engine/internal/cdi"
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/config"
 	"github.com/cri-engine/cri-engine/internal/monitor"
@@ -178,9 +179,13 @@ func handlerConfigs(r config.Runtime, driver oci.CgroupDriver) []oci.HandlerConf
 }
 
 func newEngine(ctx context.Context, c config.Config, p *parts) (*sandbox.Engine, error) {
-	return sandbox.New(ctx, sandbox.Options{
+	o := sandbox.Options{
 		Root: c.Root, State: c.State, Config: c,
 		Images: p.store, Networks: p.networks, Monitor: p.monitor, AppArmor: p.apparmor,
 		Handlers: p.handlers, CgroupDriver: p.driver,
-	})
+	}
+	if c.CDI.Enabled {
+		o.Devices = cdi.New(c.CDI.SpecDirs)
+	}
+	return sandbox.New(ctx, o)
 }

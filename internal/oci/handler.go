@@ -173,6 +173,13 @@ func newHandler(c HandlerConfig, binary string, known probed) *Handler {
 	}
 }
 
+// MovesNetDevices is true where the runtime says that it moves the host's network
+// devices into containers (linux.netDevices, OCI runtime spec 1.3).
+func (h *Handler) MovesNetDevices() bool {
+	l := h.Features.Linux
+	return l != nil && l.NetDevices != nil && l.NetDevices.Enabled != nil && *l.NetDevices.Enabled
+}
+
 // sbin are where OCI runtimes are, should our PATH not say so.
 var sbin = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -251,11 +252,24 @@ func (r *containerCreate) spec(context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := e.injectDevices(spec, c.cfg, r.handler); err != nil {
+		return err
+	}
 	c.mu.Lock()
-	c.rec.UID, c.rec.GID, c.rec.Groups = user.UID, user.GID, user.AdditionalGroups
+	c.rec.UID, c.rec.GID, c.rec.Groups = user.UID, user.GID, groupsOf(spec)
 	c.rec.AppArmor = spec.Process.ApparmorProfile
 	c.mu.Unlock()
 	return writeBundle(e.bundleDir(c.id), spec)
+}
+
+// groupsOf are the supplementary groups that the container really has: a device
+// may have brought some.
+func groupsOf(spec *specs.Spec) []int64 {
+	var groups []int64
+	for _, gid := range spec.Process.User.AdditionalGids {
+		groups = append(groups, int64(gid))
+	}
+	return groups
 }
 
 // imageName is the image as the user wrote it.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"syscall"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/storage"
@@ -29,6 +31,12 @@ type Networks interface {
 	Add(ctx context.Context, p cni.Pod) (cni.Result, error)
 	// Del detaches it; nil when there is nothing left.
 	Del(ctx context.Context, p cni.Pod) error
+}
+
+// Devices are those of the Container Device Interface.
+type Devices interface {
+	// Inject edits a spec so that its container has the named devices; cdi.ErrInvalid for one that there is not.
+	Inject(spec *specs.Spec, names []string) error
 }
 
 // Monitor is the parent of all processes, as this package calls it.

@@ -31,6 +31,7 @@ type Options struct {
 	Networks     Networks
 	Monitor      Monitor
 	AppArmor     oci.AppArmor
+	Devices      Devices // nil where CDI is switched off
 	Handlers     []*oci.Handler
 	CgroupDriver oci.CgroupDriver
 	// NetNSDir is where network namespaces are pinned; "" for /run/netns.

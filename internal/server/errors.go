@@ -11,6 +11,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/cri-engine/cri-engine/internal/apparmor"
+	"github.com/cri-engine/cri-engine/internal/cdi"
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/oci"
@@ -34,6 +35,7 @@ var classes = []struct {
 	{storage.ErrRegistryUnavailable, codes.Unknown, crierrors.ErrRegistryUnavailable.Error()},
 	{storage.ErrUnauthorized, codes.PermissionDenied, ""},
 	{sandbox.ErrInvalid, codes.InvalidArgument, ""},
+	{cdi.ErrInvalid, codes.InvalidArgument, ""},
 	{cni.ErrInvalid, codes.InvalidArgument, ""},
 	{storage.ErrInvalidReference, codes.InvalidArgument, ""},
 	{sandbox.ErrExists, codes.AlreadyExists, ""},

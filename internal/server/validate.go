@@ -1,7 +1,6 @@
 package server
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -100,7 +99,6 @@ func checkContainerConfig(c *runtimeapi.ContainerConfig) error {
 		func() error { return checkMap(field+".labels", c.GetLabels()) },
 		func() error { return checkMap(field+".annotations", c.GetAnnotations()) },
 		func() error { return checkMounts(field+".mounts", c.GetMounts()) },
-		func() error { return checkCDI(field+".CDI_devices", c.GetCDIDevices()) },
 	)
 }
 
@@ -113,14 +111,6 @@ func checkMounts(field string, mounts []*runtimeapi.Mount) error {
 		if err := checkImage(fmt.Sprintf("%s[%d].image", field, i), m.GetImage()); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// checkCDI refuses devices that would silently be missing.
-func checkCDI(field string, devices []*runtimeapi.CDIDevice) error {
-	if len(devices) > 0 {
-		return fmt.Errorf("%s: CDI devices are not implemented: %w", field, errors.ErrUnsupported)
 	}
 	return nil
 }

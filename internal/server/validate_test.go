@@ -140,14 +140,6 @@ func TestCheckContainerConfig(t *testing.T) {
 	}
 }
 
-func TestDevicesThatWouldBeMissingAreRefused(t *testing.T) {
-	c := containerConfig()
-	c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v.com/gpu=0"}}
-	if err := checkContainerConfig(c); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestCheckID(t *testing.T) {
 	for id, ok := range map[string]bool{
 		strings.Repeat("0f", 32): true, "3": true, "": false, strings.Repeat("0", 128): true, strings.Repeat("0", 129): false,
