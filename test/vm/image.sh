@@ -26,8 +26,9 @@ bootstrap() {
 	include=$(printf '%s\n' "${packages[@]}" "${!more}" | paste -sd,)
 	eval "$(apt-config shell proxy Acquire::http::Proxy)"
 	[ -z "$proxy" ] || [ "$proxy" = DIRECT ] || export http_proxy=${http_proxy:-$proxy}
+	mkdir -p "$cache/debs" # packages are fetched once for all images
 	# INITRD: no ramdisk of Debian's, see guest/init.
-	INITRD=No debootstrap --variant=minbase --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
+	INITRD=No debootstrap --variant=minbase --cache-dir="$cache/debs" --keyring=/usr/share/keyrings/debian-archive-keyring.gpg \
 		--include="$include" "$suite" "$root" "$(debian_mirror "$(dirname "$root")")"
 }
 
@@ -72,7 +73,7 @@ image() {
 	dir=$(image_dir "$variant")
 	mkdir -p "$cache"
 	# Another vm.sh may be making it.
-	exec 9>"$cache/lock"
+	exec 9>"$cache/$variant.lock"
 	flock 9
 	if [ ! -e "$dir/root.ext4" ]; then
 		[ "$(id -u)" = 0 ] || fail "the image is made by root"
@@ -89,8 +90,9 @@ image() {
 		fi
 		rm -rf --one-file-system "$new/root" "$new/root.initrd"
 		mv "$new" "$dir"
-		# Images of recipes that nobody used for two weeks.
-		find "$cache" -mindepth 1 -maxdepth 1 -type d -mtime +14 -exec rm -rf {} +
+		# Images of recipes that nobody used for two weeks, and packages of as long ago.
+		find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name debs -mtime +14 -exec rm -rf {} +
+		find "$cache/debs" -type f -mtime +14 -delete
 	fi
 	touch "$dir"
 	exec 9>&-

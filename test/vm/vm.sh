@@ -8,6 +8,8 @@
 # the --results directory (./vm-results) with the console's log. What the command writes
 # comes out on stdout. The exit code is the command's; 124 when its time was up, 125 when the machine did not run it.
 #
+# CRI_ENGINE_VM_QEMU_ARGS are more arguments for qemu, such as "-nic user,model=virtio".
+#
 # The image is made once, by root, from the Debian mirror that apt is configured
 # with, and kept in ${XDG_CACHE_HOME:-~/.cache}/cri-engine/vm until the recipe changes. A run does not change it.
 set -euo pipefail
@@ -66,7 +68,8 @@ boot() {
 		-drive "file=$scratch/extra.ext4,format=raw,if=virtio,cache=unsafe" \
 		-drive "file=$scratch/results.ext4,format=raw,if=virtio,cache=unsafe" \
 		-device virtio-rng-pci \
-		-device virtio-serial-pci -chardev "file,id=out,path=$scratch/out" -device virtserialport,chardev=out,name=vm.out
+		-device virtio-serial-pci -chardev "file,id=out,path=$scratch/out" -device virtserialport,chardev=out,name=vm.out \
+		${CRI_ENGINE_VM_QEMU_ARGS:-}
 }
 
 run() {
