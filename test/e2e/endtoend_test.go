@@ -49,10 +49,19 @@ func endToEnd(t *testing.T, e *Engine) {
 		t.Errorf("the pod's address is %q", s.GetNetwork().GetIp())
 	}
 
+	verbose, err := e.rt.PodSandboxStatus(call(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.ID, Verbose: true})
+	if err != nil || !strings.Contains(fmt.Sprint(verbose.Info), p.Config.Metadata.Uid) {
+		t.Errorf("the verbose status of the pod has %v, %v", verbose.GetInfo(), err)
+	}
+
 	before := time.Now()
 	c := p.run(t, busyboxImage, shell("echo to stdout; echo to stderr >&2; echo $$ > /pid; trap 'exit 3' TERM; while :; do sleep 0.05; done"),
 		resources(&runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 64 << 20}))
 	running := c.status(t)
+	details, err := e.rt.ContainerStatus(call(t), &runtimeapi.ContainerStatusRequest{ContainerId: c.ID, Verbose: true})
+	if err != nil || !strings.Contains(fmt.Sprint(details.Info), "pid") {
+		t.Errorf("the verbose status of the container has %v, %v", details.GetInfo(), err)
+	}
 	if running.State != runtimeapi.ContainerState_CONTAINER_RUNNING || running.StartedAt < before.UnixNano() || running.FinishedAt != 0 {
 		t.Errorf("running status %v", running)
 	}

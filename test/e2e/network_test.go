@@ -104,6 +104,33 @@ func TestNetworks(t *testing.T) {
 				t.Error("the host port answers after the pod was removed")
 			}
 		})
+		t.Run("a host port may be of UDP, and of one of the host's addresses", func(t *testing.T) {
+			bridge := e.runPod(t)
+			gateway := strings.Fields(bridge.output(t, busyboxImage, shell("ip -4 route show default")))[2]
+			port := int32(freePort(t))
+			p := e.runPod(t, func(c *runtimeapi.PodSandboxConfig) {
+				c.PortMappings = []*runtimeapi.PortMapping{{HostPort: port, ContainerPort: 7007, Protocol: runtimeapi.Protocol_UDP, HostIp: gateway}}
+			})
+			p.run(t, busyboxImage, command("payload", "echo-udp", ":7007"))
+			answered := func(host string) bool {
+				c, err := net.Dial("udp", net.JoinHostPort(host, fmt.Sprint(port)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(time.Second))
+				buf := make([]byte, 8)
+				if _, err := c.Write([]byte("ping")); err != nil {
+					return false
+				}
+				n, err := c.Read(buf)
+				return err == nil && string(buf[:n]) == "ping"
+			}
+			eventually(t, 30*time.Second, "the pod answers", func() bool { return answered(gateway) })
+			if answered("127.0.0.1") {
+				t.Error("it answers on an address that was not asked for")
+			}
+		})
 		t.Run("a host-network pod is in the host's namespace and has no address of its own", func(t *testing.T) {
 			p := e.runPod(t, hostNetwork)
 			port := freePort(t)

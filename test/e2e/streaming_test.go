@@ -239,6 +239,19 @@ func TestAttachStreams(t *testing.T) {
 			wantRead(t, s.stdout, "the end\n")
 			c.wait(t)
 		})
+		t.Run("a terminal is the client's, with its size", func(t *testing.T) {
+			want := streamsWanted{stdin: true, stdout: true, tty: true}
+			c := p.run(t, busyboxImage, shell("read x; stty size; read y; exit 4"), withStdin(false), func(c *runtimeapi.ContainerConfig) { c.Tty = true })
+			s := mustConnect(t, c.attachURL(t, want), want)
+			_ = json.NewEncoder(s.resize).Encode(map[string]int{"Width": 101, "Height": 33})
+			time.Sleep(500 * time.Millisecond) // the size goes its own way
+			_, _ = io.WriteString(s.stdin, "\n")
+			wantRead(t, s.stdout, "\r\n33 101\r\n")
+			_, _ = io.WriteString(s.stdin, "\n")
+			if got := c.wait(t).ExitCode; got != 4 {
+				t.Errorf("exit code %d", got)
+			}
+		})
 		t.Run("a client that does not read holds neither container nor log", func(t *testing.T) {
 			c := p.run(t, busyboxImage, command("payload", "lines", "300000", "1000000", "0"), withStdin(false))
 			mustConnect(t, c.attachURL(t, streamsWanted{stdout: true}), streamsWanted{stdout: true})

@@ -30,6 +30,11 @@ func main() {
 		eat(number(args, 0))
 	case "trap":
 		trap(number(args, 0))
+	case "echo-udp":
+		if len(args) == 0 {
+			fail("too few arguments")
+		}
+		echoUDP(args[0])
 	case "echo":
 		if len(args) == 0 {
 			fail("too few arguments")
@@ -74,6 +79,21 @@ func echo(address string) {
 			defer c.Close()
 			_, _ = io.Copy(c, c)
 		}()
+	}
+}
+
+func echoUDP(address string) {
+	c, err := net.ListenPacket("udp", address)
+	if err != nil {
+		fail(err.Error())
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			fail(err.Error())
+		}
+		_, _ = c.WriteTo(buf[:n], from)
 	}
 }
 
