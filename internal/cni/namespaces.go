@@ -16,7 +16,9 @@ import (
 // NamespaceSpec says which namespaces to create and where to pin them. Empty path: not this one.
 type NamespaceSpec struct {
 	Net, IPC, UTS string // absolute paths of files that do not exist yet
-	Hostname      string // set in UTS, if any; at most 64 bytes
+	// User is the user namespace to create with them, nil for the caller's. It alone may be asked for.
+	User     *UserNamespace
+	Hostname string // set in UTS, if any; at most 64 bytes
 	// Sysctls are written inside: "net.*" needs Net, "kernel.shm*", "kernel.msg*",
 	// "kernel.sem", "fs.mqueue.*" need IPC. Names as sysctl(8) takes them, with dots or slashes.
 	Sysctls map[string]string
@@ -30,6 +32,7 @@ type namespaceKind struct {
 }
 
 var namespaceKinds = []namespaceKind{
+	{"user", unix.CLONE_NEWUSER, func(s NamespaceSpec) string { return s.User.path() }},
 	{"net", unix.CLONE_NEWNET, func(s NamespaceSpec) string { return s.Net }},
 	{"ipc", unix.CLONE_NEWIPC, func(s NamespaceSpec) string { return s.IPC }},
 	{"uts", unix.CLONE_NEWUTS, func(s NamespaceSpec) string { return s.UTS }},
@@ -43,41 +46,55 @@ func NewNamespaces(spec NamespaceSpec) error {
 	if err != nil {
 		return err
 	}
-	var pinned []string
-	err = thread.Run(func() error {
-		if err := spec.unshare(); err != nil {
-			return err
-		}
-		if err := spec.setUp(sysctls); err != nil {
-			return err
-		}
-		for _, kind := range namespaceKinds {
-			path := kind.path(spec)
-			if path == "" {
-				continue
-			}
-			if err := pin("/proc/thread-self/ns/"+kind.name, path); err != nil {
+	return thread.Run(func() error {
+		if spec.User == nil {
+			if err := spec.unshare(); err != nil {
 				return err
 			}
-			pinned = append(pinned, path)
+			return spec.setUpAndPin("/proc/thread-self/ns/", sysctls)
 		}
-		return nil
+		dir, release, err := spec.hold()
+		if err != nil {
+			return err
+		}
+		if err = spec.joinHeld(dir); err == nil {
+			err = spec.setUpAndPin(dir, sysctls)
+		}
+		return errors.Join(err, release())
 	})
-	if err == nil {
-		return nil
+}
+
+// setUpAndPin runs on the thread that is in the new namespaces, which are in dir too.
+func (s NamespaceSpec) setUpAndPin(dir string, sysctls []sysctl) error {
+	if err := s.setUp(sysctls); err != nil {
+		return err
 	}
-	errs := []error{err}
-	for _, path := range pinned {
-		errs = append(errs, Unpin(path))
+	var pinned []string
+	for _, kind := range namespaceKinds {
+		path := kind.path(s)
+		if path == "" {
+			continue
+		}
+		if err := pin(dir+kind.name, path); err != nil {
+			errs := []error{err}
+			for _, path := range pinned {
+				errs = append(errs, Unpin(path))
+			}
+			return errors.Join(errs...)
+		}
+		pinned = append(pinned, path)
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 func (s NamespaceSpec) validate() ([]sysctl, error) {
-	if s.Net == "" && s.IPC == "" && s.UTS == "" {
+	if s.Net == "" && s.IPC == "" && s.UTS == "" && s.User == nil {
 		return nil, fmt.Errorf("%w: no namespace asked for", ErrInvalid)
 	}
-	for _, path := range []string{s.Net, s.IPC, s.UTS} {
+	if s.User != nil && s.User.Path == "" {
+		return nil, fmt.Errorf("%w: a user namespace without a path", ErrInvalid)
+	}
+	for _, path := range []string{s.Net, s.IPC, s.UTS, s.User.path()} {
 		if path != "" && (!filepath.IsAbs(path) || filepath.Clean(path) != path) {
 			return nil, fmt.Errorf("%w: namespace path %q", ErrInvalid, path)
 		}
@@ -92,20 +109,22 @@ func (s NamespaceSpec) validate() ([]sysctl, error) {
 	return parseSysctls(s.Sysctls, s.Net != "", s.IPC != "")
 }
 
-func (s NamespaceSpec) unshare() error {
-	flags := 0
+func (s NamespaceSpec) flags() (flags int) {
 	for _, kind := range namespaceKinds {
 		if kind.path(s) != "" {
 			flags |= kind.flag
 		}
 	}
-	if err := unix.Unshare(flags); err != nil {
+	return flags
+}
+
+func (s NamespaceSpec) unshare() error {
+	if err := unix.Unshare(s.flags()); err != nil {
 		return fmt.Errorf("create namespaces: %w", err)
 	}
 	return nil
 }
 
-// setUp runs on the thread that is in the new namespaces.
 func (s NamespaceSpec) setUp(sysctls []sysctl) error {
 	if s.Net != "" {
 		if err := linkUp("lo"); err != nil {
@@ -117,7 +136,18 @@ func (s NamespaceSpec) setUp(sysctls []sysctl) error {
 			return fmt.Errorf("set hostname %q: %w", s.Hostname, err)
 		}
 	}
-	return writeSysctls(sysctls)
+	var ipc, other []sysctl
+	for _, c := range sysctls {
+		if sysctlNamespace(c.path) == "ipc" {
+			ipc = append(ipc, c)
+		} else {
+			other = append(other, c)
+		}
+	}
+	if err := writeSysctls(other); err != nil || len(ipc) == 0 {
+		return err
+	}
+	return s.asOwner(func() error { return writeSysctls(ipc) })
 }
 
 // SetSysctls writes sysctls in namespaces that are pinned already, such as those

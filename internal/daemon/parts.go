@@ -64,7 +64,15 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 		return nil
 	})
 	part("runtime handlers", func() (err error) { p.handlers, err = findHandlers(ctx, o.Config, p.driver); return err })
-	return p, g.Wait()
+	if err := g.Wait(); err != nil {
+		return p, err
+	}
+	for _, h := range p.handlers {
+		if h.NoUserNamespaces == "" {
+			h.NoUserNamespaces = p.store.NoIDMaps()
+		}
+	}
+	return p, nil
 }
 
 // close closes the parts that were opened. Containers run on.

@@ -33,7 +33,7 @@ func (pu *pump) create(ctx context.Context, r CreateRequest) (Info, error) {
 	madeLog, err := p.openLog(r.LogPath)
 	if err == nil {
 		args := []string{"create", "--bundle", r.Bundle}
-		err = p.launch(ctx, launch{args: args, env: r.Env, stdin: r.Stdin, state: StateCreated})
+		err = p.launch(ctx, launch{args: args, env: r.Env, stdin: r.Stdin, owner: r.Owner, state: StateCreated})
 	}
 	if err != nil {
 		p.abandon(err)
@@ -69,6 +69,7 @@ type launch struct {
 	args  []string // of the runtime, without the id
 	env   []string
 	stdin bool
+	owner *Owner
 	state State // of the process afterwards
 }
 
@@ -78,7 +79,7 @@ func (p *proc) launch(ctx context.Context, l launch) error {
 	r := p.record()
 	defer removeTemp(r.PidFile)
 	c := call{rt: r.Runtime, args: append(l.args, "--pid-file", r.PidFile), env: l.env, in: -1, out: -1, err: -1}
-	theirs, err := p.makeStreams(l.stdin, &c)
+	theirs, err := p.makeStreams(l, &c)
 	defer func() { closeAll(theirs) }()
 	if err != nil {
 		return fmt.Errorf("make streams: %w", err)
@@ -109,7 +110,7 @@ func (p *proc) launch(ctx context.Context, l launch) error {
 }
 
 // makeStreams makes the pipes, or what a process with a pty gets instead, and returns the ends that go to the runtime.
-func (p *proc) makeStreams(stdin bool, c *call) (theirs []int, err error) {
+func (p *proc) makeStreams(l launch, c *call) (theirs []int, err error) {
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -119,8 +120,8 @@ func (p *proc) makeStreams(stdin bool, c *call) (theirs []int, err error) {
 	if p.record().Terminal {
 		return theirs, nil // the pty comes from the runtime
 	}
-	if stdin {
-		fds, err := pipe(1)
+	if l.stdin {
+		fds, err := pipe(1, l.owner)
 		if err != nil {
 			return theirs, err
 		}
@@ -129,7 +130,7 @@ func (p *proc) makeStreams(stdin bool, c *call) (theirs []int, err error) {
 		p.setFd(roleStdin, fds[1])
 	}
 	for i, role := range []string{roleStdout, roleStderr} {
-		fds, err := pipe(0)
+		fds, err := pipe(0, l.owner)
 		if err != nil {
 			return theirs, err
 		}
@@ -152,15 +153,18 @@ func (p *proc) setStream(i int, role string, fd int, pty bool) {
 }
 
 // pipe makes a pipe whose end number ours does not block.
-func pipe(ours int) (fds [2]int, err error) {
+func pipe(ours int, owner *Owner) (fds [2]int, err error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return fds, err
 	}
-	if err := unix.SetNonblock(fds[ours], true); err != nil {
-		closeAll(fds[:])
-		return fds, err
+	err = unix.SetNonblock(fds[ours], true)
+	if err == nil && owner != nil {
+		err = unix.Fchown(fds[0], owner.UID, owner.GID) // of the pipe, whichever end
 	}
-	return fds, nil
+	if err != nil {
+		closeAll(fds[:])
+	}
+	return fds, err
 }
 
 // withStderr adds what a runtime that failed without a word in its log left in
@@ -421,7 +425,7 @@ func (pu *pump) exec(ctx context.Context, r ExecRequest) (Info, error) {
 	defer removeTemp(spec)
 	if err = os.WriteFile(spec, r.Process, 0o600); err == nil {
 		args := []string{"exec", "--process", spec, "--detach"}
-		err = p.launch(ctx, launch{args: args, stdin: r.Stdin, state: StateRunning})
+		err = p.launch(ctx, launch{args: args, stdin: r.Stdin, owner: r.Owner, state: StateRunning})
 	}
 	if err != nil {
 		p.abandon(err)

@@ -32,7 +32,7 @@ func newRig(t *testing.T) *rig {
 	must(t, err)
 	m, err := mapShm(fd)
 	must(t, err)
-	fds, err := pipe(0)
+	fds, err := pipe(0, nil)
 	must(t, err)
 	log, err := openLog(filepath.Join(t.TempDir(), "log"))
 	must(t, err)
@@ -204,7 +204,7 @@ func TestAHalfWrittenBatchIsEndedBeforeTheOtherStreamWrites(t *testing.T) {
 	for _, role := range []string{roleStdout, roleStderr} {
 		t.Run(role, func(t *testing.T) {
 			r := newRig(t)
-			fds, err := pipe(0)
+			fds, err := pipe(0, nil)
 			must(t, err)
 			defer closeAll(fds[:])
 			streams := [2]*stream{r.s, {role: roleStderr, fd: fds[0], j: &r.slot.out[1]}}

@@ -32,6 +32,16 @@ type CreateRequest struct {
 	StdinOnce bool `json:"stdinOnce,omitempty"`
 	// Env is added to the runtime's own environment, "K=V".
 	Env []string `json:"env,omitempty"`
+	// Owner of the pipes; nil for the runtime to see to.
+	Owner *Owner `json:"owner,omitempty"`
+}
+
+// Owner is who may open a process's pipes again, as a program does that writes to
+// /dev/stdout. A runtime gives them to the process's user, but can't where that
+// is in a user namespace which does not know the pipes' owner. Ids are the host's.
+type Owner struct {
+	UID int `json:"uid"`
+	GID int `json:"gid"`
 }
 
 // ExecRequest asks for one more process in a running container.
@@ -44,6 +54,8 @@ type ExecRequest struct {
 	Process  []byte `json:"process"`
 	Terminal bool   `json:"terminal,omitempty"`
 	Stdin    bool   `json:"stdin,omitempty"`
+	// Owner of the pipes, as in CreateRequest.
+	Owner *Owner `json:"owner,omitempty"`
 }
 
 // Exit is how a process ended.

@@ -49,9 +49,10 @@ type Handler struct {
 	Binary, Version string
 	// Features is what it says it can do; of an older runtime that does not say, the zero value.
 	Features features.Features
-	// What CRI's RuntimeHandlerFeatures want, and the engine can use: UserNamespaces
-	// is false, whatever the runtime can do, while the engine makes none.
-	RecursiveReadOnlyMounts, UserNamespaces bool
+	// RecursiveReadOnlyMounts as CRI's RuntimeHandlerFeatures want it.
+	RecursiveReadOnlyMounts bool
+	// NoUserNamespaces says why pods can't have a user namespace with this handler; "" when they can.
+	NoUserNamespaces string
 	// OCIVersion to write into specs: the newest that both sides know.
 	OCIVersion string
 }
@@ -166,11 +167,13 @@ func (p *prober) probe(ctx context.Context, c HandlerConfig, trial bool) (*Handl
 
 func newHandler(c HandlerConfig, binary string, known probed) *Handler {
 	version, _, _ := strings.Cut(known.Version, "\n")
-	return &Handler{
+	h := &Handler{
 		HandlerConfig: c, Binary: binary, Version: version, Features: known.Features,
 		RecursiveReadOnlyMounts: slices.Contains(known.Features.MountOptions, "rro") && kernelAtLeast(5, 12),
 		OCIVersion:              ociVersion(known.Features.OCIVersionMax, known.Version),
 	}
+	h.NoUserNamespaces = noUserNamespaces(h)
+	return h
 }
 
 // MovesNetDevices is true where the runtime says that it moves the host's network

@@ -35,6 +35,8 @@ type host struct {
 	seccomp       bool
 	// recursiveReadOnly is mount_setattr(2), Linux 5.12.
 	recursiveReadOnly bool
+	// idMappable fails when what is at path cannot be mounted with the ids of a user namespace.
+	idMappable func(path, userns string) error
 	// hardLimit returns our own hard limit.
 	hardLimit func(resource int) (uint64, error)
 }
@@ -46,6 +48,7 @@ func lookAtHost() (*host, error) {
 	h := &host{
 		seccomp:           exists("/proc/sys/kernel/seccomp/actions_avail"),
 		recursiveReadOnly: kernelAtLeast(5, 12),
+		idMappable:        idMappable,
 		hardLimit: func(resource int) (uint64, error) {
 			var limit unix.Rlimit
 			err := unix.Getrlimit(resource, &limit)

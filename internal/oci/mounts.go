@@ -59,15 +59,25 @@ func (b *builder) systemMounts() []specs.Mount {
 		// again would take these options off for the whole host.
 		cgroup = append(cgroup, b.host.cgroupOptions...)
 	}
+	pts := []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"}
+	if b.IDMappings == nil || b.IDMappings.GIDs.Has(ttyGroup) {
+		pts = append(pts, fmt.Sprintf("gid=%d", ttyGroup))
+	}
+	sys := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}}
+	if b.Namespaces.User != "" && b.Namespaces.Net == "" {
+		sys = b.usernsSys(mode)
+	}
 	return []specs.Mount{
 		procMount, devMount,
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
-			Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: pts},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", mode}},
+		sys,
 		{Destination: cgroupRoot, Type: "cgroup", Source: "cgroup", Options: cgroup},
 	}
 }
+
+// ttyGroup is the group of terminals everywhere.
+const ttyGroup = 5
 
 var (
 	procMount = specs.Mount{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}}
@@ -99,9 +109,6 @@ func (b *builder) podMounts() []specs.Mount {
 
 // mount is one of the request's, its i-th.
 func (b *builder) mount(field string, i int, m *runtimeapi.Mount) (specs.Mount, error) {
-	if len(m.GetUidMappings())+len(m.GetGidMappings()) > 0 {
-		return specs.Mount{}, unsupported(field+".uidMappings", "id-mapped mounts are not implemented")
-	}
 	destination, err := cleanPath(field+".container_path", m.GetContainerPath())
 	if err != nil {
 		return specs.Mount{}, err
@@ -125,10 +132,11 @@ func (b *builder) mount(field string, i int, m *runtimeapi.Mount) (specs.Mount, 
 	if err != nil {
 		return specs.Mount{}, err
 	}
-	return specs.Mount{
+	mount := specs.Mount{
 		Destination: destination, Type: "bind", Source: source,
 		Options: append([]string{"rbind", propagation, access}, more...),
-	}, nil
+	}
+	return mount, b.idMap(field, m, &mount)
 }
 
 // mountSource is a path of the host, or of an image's root filesystem.

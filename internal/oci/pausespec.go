@@ -14,6 +14,7 @@ type PauseInput struct {
 	CgroupDriver             CgroupDriver
 	CgroupParent             string
 	Namespaces               Namespaces
+	IDMappings               *IDMappings // of Namespaces.User; nil without
 	ProcessLabel, MountLabel string
 }
 
@@ -23,6 +24,15 @@ const (
 	// pauseOOMScore: without its init a pod is lost, and there is next to nothing to be had by killing it.
 	pauseOOMScore = -998
 )
+
+// pauseUserIn is that user, or as near to it as the user namespace's ids go.
+func pauseUserIn(m *IDMappings) specs.User {
+	u := specs.User{UID: pauseUser, GID: pauseUser}
+	if m != nil {
+		u.UID, u.GID = min(u.UID, m.UIDs.Size-1), min(u.GID, m.GIDs.Size-1)
+	}
+	return u
+}
 
 // PauseSpec makes the spec of a sandbox's init: our pause program in a new PID
 // namespace and the pod's others, with a read-only root, no capabilities and
@@ -44,7 +54,7 @@ func pauseSpec(in PauseInput, h *host) (*specs.Spec, error) {
 		Root:    &specs.Root{Path: in.RootFS, Readonly: true},
 		Process: &specs.Process{
 			Args: []string{"/pause"}, Cwd: "/", Env: []string{defaultPath},
-			User:            specs.User{UID: pauseUser, GID: pauseUser},
+			User:            pauseUserIn(in.IDMappings),
 			Capabilities:    capSets(nil, nil),
 			NoNewPrivileges: true,
 			OOMScoreAdj:     h.clampOOMScore(pauseOOMScore),
@@ -52,7 +62,6 @@ func pauseSpec(in PauseInput, h *host) (*specs.Spec, error) {
 		},
 		Mounts: []specs.Mount{procMount, devMount},
 		Linux: &specs.Linux{
-			Namespaces:  Namespaces{Net: in.Namespaces.Net, IPC: in.Namespaces.IPC, UTS: in.Namespaces.UTS}.list(h.cgroupV2),
 			CgroupsPath: CgroupsPath(in.CgroupDriver, in.CgroupParent, in.ID),
 			// No limits, and the usual CPU weight: the program needs next to nothing, but the OCI
 			// runtime's own part of the start happens in this cgroup, and with the least weight it
@@ -69,6 +78,9 @@ func pauseSpec(in PauseInput, h *host) (*specs.Spec, error) {
 			annotationPodLogs: in.Pod.GetLogDirectory(),
 		})),
 	}
+	own := in.Namespaces
+	own.PID, own.HostPID = "", false
+	own.set(spec.Linux, in.IDMappings, h.cgroupV2)
 	if h.seccomp && in.Handler.hasSeccomp() {
 		var err error
 		if spec.Linux.Seccomp, err = defaultSeccomp("", spec); err != nil {

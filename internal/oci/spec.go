@@ -33,6 +33,8 @@ type ContainerInput struct {
 	// CgroupParent from the pod's config, may be "".
 	CgroupParent string
 	Namespaces   Namespaces
+	// IDMappings are those of Namespaces.User; nil without.
+	IDMappings *IDMappings
 	// ImageVolumes are the mounted root filesystems of the images that mounts of the request name, by the mount's index.
 	ImageVolumes map[int]string
 	// Files bound into the container unless the request mounts something there itself; "" for none.
@@ -101,6 +103,7 @@ func containerSpec(in ContainerInput, h *host) (*specs.Spec, User, error) {
 		b.command,
 		b.environment,
 		b.resolveUser,
+		b.checkMapped,
 		b.capabilities,
 		b.namespaces,
 		b.mounts,
@@ -194,11 +197,20 @@ func (b *builder) workDir() error {
 // namespaces are the pod's, but for the mounts, often the processes, and the
 // cgroups' where a container can have a view of its own (v2).
 func (b *builder) namespaces() error {
-	if b.Namespaces.User != "" {
-		return unsupported(securityContext+"namespace_options.userns_options", "user namespaces are not implemented")
+	if b.Namespaces.User != "" && b.Namespaces.HostPID {
+		return invalid(securityContext+"namespace_options.pid", "NODE", "the host's processes cannot be shown in the pod's user namespace")
 	}
-	b.spec.Linux.Namespaces = b.Namespaces.list(b.host.cgroupV2 && !b.privileged)
+	b.Namespaces.set(b.spec.Linux, b.IDMappings, b.host.cgroupV2 && !b.privileged)
 	return nil
+}
+
+// set writes the namespaces and the mappings of the user namespace. A runtime
+// could read those from the path, but not all do.
+func (n Namespaces) set(l *specs.Linux, m *IDMappings, privateCgroup bool) {
+	l.Namespaces = n.list(privateCgroup)
+	if n.User != "" && m != nil {
+		l.UIDMappings, l.GIDMappings = m.UIDs.spec(), m.GIDs.spec()
+	}
 }
 
 // list has an entry for each namespace that is not the host's.
@@ -208,6 +220,7 @@ func (n Namespaces) list(privateCgroup bool) []specs.LinuxNamespace {
 		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: n.PID})
 	}
 	for _, ns := range []specs.LinuxNamespace{
+		{Type: specs.UserNamespace, Path: n.User},
 		{Type: specs.NetworkNamespace, Path: n.Net},
 		{Type: specs.IPCNamespace, Path: n.IPC},
 		{Type: specs.UTSNamespace, Path: n.UTS},

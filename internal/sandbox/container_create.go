@@ -205,7 +205,7 @@ func (e *Engine) rollbackContainer(ctx context.Context, c *container) error {
 }
 
 func (r *containerCreate) rootFS(ctx context.Context) error {
-	fs, err := r.e.o.Images.CreateRootFS(ctx, r.c.id, r.image.ID, storage.RootFSOptions{})
+	fs, err := r.e.o.Images.CreateRootFS(ctx, r.c.id, r.image.ID, r.c.rootFSOptions())
 	if err != nil {
 		return err
 	}
@@ -226,13 +226,14 @@ func (r *containerCreate) spec(context.Context) error {
 		return err
 	}
 	podRec := c.pod.read()
-	if err := oci.MakeVolumes(c.rec.RootFS, r.image.Config, 0, 0); err != nil {
+	uid, gid := c.pod.root()
+	if err := oci.MakeVolumes(c.rec.RootFS, r.image.Config, uid, gid); err != nil {
 		return err
 	}
 	in := oci.ContainerInput{
 		ID: c.id, PodID: c.pod.id, Config: c.cfg, Pod: c.podCfg, Image: r.image.Config,
 		ImageName: imageName(c.cfg), RootFS: c.rec.RootFS, Handler: r.handler,
-		CgroupDriver: e.o.CgroupDriver, CgroupParent: podRec.CgroupParent, Namespaces: ns,
+		CgroupDriver: e.o.CgroupDriver, CgroupParent: podRec.CgroupParent, Namespaces: ns, IDMappings: c.pod.idMappings(),
 		DefaultCapabilities: e.o.Config.Runtime.DefaultCapabilities,
 		SeccompDefault:      e.o.Config.Runtime.SeccompProfile, AppArmor: e.o.AppArmor,
 		DefaultUlimits: e.ulimits, PidsLimit: e.o.Config.Runtime.PidsLimit,
@@ -284,10 +285,13 @@ func imageName(cfg *runtimeapi.ContainerConfig) string {
 // and UTS are the pod's; its own options decide about PID.
 func (e *Engine) containerNamespaces(c *container) (oci.Namespaces, error) {
 	podRec := c.pod.read()
-	ns := oci.Namespaces{Net: podRec.NetNS, IPC: podRec.IPCNS, UTS: podRec.UTSNS}
+	ns := oci.Namespaces{Net: podRec.NetNS, IPC: podRec.IPCNS, UTS: podRec.UTSNS, User: podRec.UserNS}
 	o := c.cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if o == nil {
 		o = sandboxOptions(c.pod.cfg)
+	}
+	if err := checkContainerUserNamespace(c.pod, o); err != nil {
+		return ns, err
 	}
 	const field = "config.linux.security_context.namespace_options.pid"
 	switch mode := o.GetPid(); mode {

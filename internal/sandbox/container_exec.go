@@ -105,6 +105,7 @@ func (x *containerExec) open(ctx context.Context, r monitor.ExecRequest) (*monit
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.e.runtimeTimeout())
 	defer cancel()
 	r.ID, r.ExecID, r.Runtime, r.Process = x.c.id, x.execID, x.rec.Process.Runtime, x.process
+	r.Owner = x.c.streamsOwner()
 	var err error
 	x.session, err = x.e.o.Monitor.Exec(ctx, r)
 	return x.session, err

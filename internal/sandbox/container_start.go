@@ -99,6 +99,7 @@ func (r *containerStart) create(ctx context.Context) error {
 	info, err := r.e.createProcess(ctx, monitor.CreateRequest{
 		ID: r.c.id, Runtime: rec.Process.Runtime, Bundle: r.e.bundleDir(r.c.id), LogPath: rec.LogPath,
 		Terminal: r.c.cfg.GetTty(), Stdin: r.c.cfg.GetStdin(), StdinOnce: r.c.cfg.GetStdinOnce(),
+		Owner: r.c.streamsOwner(),
 	})
 	if err != nil {
 		return err

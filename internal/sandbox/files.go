@@ -23,7 +23,8 @@ const (
 // maxEtcFile bounds what is copied from the host's /etc.
 const maxEtcFile = 1 << 20
 
-func writePodFiles(dir string, cfg *runtimeapi.PodSandboxConfig, rec *podRecord) error {
+func writePodFiles(dir string, p *pod) error {
+	cfg, rec := p.cfg, &p.rec
 	hostname := cfg.GetHostname()
 	if rec.UTSNS == "" || hostname == "" {
 		h, err := os.Hostname()
@@ -40,8 +41,14 @@ func writePodFiles(dir string, cfg *runtimeapi.PodSandboxConfig, rec *podRecord)
 	if err != nil {
 		return err
 	}
+	uid, gid := p.root()
 	for name, text := range map[string]string{resolvFile: resolv, hostsFile: hosts, hostnameFile: hostname + "\n"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+		path := filepath.Join(dir, name)
+		err := os.WriteFile(path, []byte(text), 0o644)
+		if err == nil {
+			err = os.Chown(path, uid, gid)
+		}
+		if err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
 	}

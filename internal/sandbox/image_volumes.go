@@ -10,7 +10,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-engine/cri-engine/internal/oci"
-	"github.com/cri-engine/cri-engine/internal/storage"
 )
 
 // imageVolume is an image that a mount of a container names. It is mounted for
@@ -64,7 +63,9 @@ func (r *containerCreate) imageVolume(ctx context.Context, field string, i int, 
 			return imageVolume{Mount: i, ImageID: image.ID, Path: v.Path}, nil
 		}
 	}
-	fs, err := r.e.o.Images.CreateRootFS(ctx, volumeID(r.c.id, i), image.ID, storage.RootFSOptions{ReadOnly: true})
+	options := r.c.rootFSOptions()
+	options.ReadOnly = true
+	fs, err := r.e.o.Images.CreateRootFS(ctx, volumeID(r.c.id, i), image.ID, options)
 	if err != nil {
 		return imageVolume{}, fmt.Errorf("%s.image: %w", field, err)
 	}

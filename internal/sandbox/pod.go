@@ -93,7 +93,7 @@ func (p *pod) snapshot() *Pod {
 		Cgroup: oci.CgroupPath(p.rec.CgroupParent),
 		Info: map[string]any{
 			"phase": p.rec.Phase, "runtimeHandler": p.rec.Handler, "cgroupParent": p.rec.CgroupParent,
-			"ipcNamespace": p.rec.IPCNS, "utsNamespace": p.rec.UTSNS,
+			"ipcNamespace": p.rec.IPCNS, "utsNamespace": p.rec.UTSNS, "userNamespace": p.rec.UserNS,
 		},
 	}
 	if p.rec.Result != nil {

@@ -131,8 +131,8 @@ func checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h *oci.Handler) error 
 	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
 		return bad("pid", o.GetPid(), "a pod has no target")
 	}
-	if u := o.GetUsernsOptions(); u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
-		return bad("userns_options.mode", u.GetMode(), "user namespaces are not supported by handler "+h.Name)
+	if err := checkPodUserNamespace(o, h); err != nil {
+		return err
 	}
 	if o.GetNetwork() == runtimeapi.NamespaceMode_NODE {
 		for name := range cfg.GetLinux().GetSysctls() {
@@ -154,6 +154,9 @@ func (e *Engine) planNamespaces(p *pod) {
 	}
 	if o.GetIpc() != runtimeapi.NamespaceMode_NODE {
 		p.rec.IPCNS = filepath.Join(e.podDir(p.id), "ns", "ipc")
+	}
+	if p.idMappings() != nil {
+		p.rec.UserNS = filepath.Join(e.podDir(p.id), "ns", "user")
 	}
 }
 
@@ -225,12 +228,12 @@ func (e *Engine) removePodDir(id string) error { return os.RemoveAll(e.podDir(id
 
 func (r *podRun) namespaces(context.Context) error {
 	rec := &r.p.rec
-	spec := cni.NamespaceSpec{Net: rec.NetNS, IPC: rec.IPCNS, UTS: rec.UTSNS}
+	spec := cni.NamespaceSpec{Net: rec.NetNS, IPC: rec.IPCNS, UTS: rec.UTSNS, User: r.userNamespace()}
 	if spec.UTS != "" {
 		spec.Hostname = r.p.cfg.GetHostname()
 	}
 	spec.Sysctls, r.laterSysctls = cni.SplitSysctls(r.sysctls())
-	if spec.Net == "" && spec.IPC == "" && spec.UTS == "" {
+	if len(rec.pins()) == 0 {
 		if len(spec.Sysctls) > 0 {
 			return fmt.Errorf("config.linux.sysctls: the pod has no namespace of its own to set them in: %w", ErrInvalid)
 		}
@@ -281,10 +284,8 @@ func (r *podRun) unpin(context.Context) error { return r.e.unpin(r.p) }
 func (e *Engine) unpin(p *pod) error {
 	var errs []error
 	rec := p.read()
-	for _, path := range []string{rec.NetNS, rec.IPCNS, rec.UTSNS} {
-		if path != "" {
-			errs = append(errs, cni.Unpin(path))
-		}
+	for _, path := range rec.pins() {
+		errs = append(errs, cni.Unpin(path))
 	}
 	return errors.Join(errs...)
 }
@@ -355,7 +356,7 @@ func (e *Engine) detach(ctx context.Context, p *pod) error {
 }
 
 func (r *podRun) files(context.Context) error {
-	return writePodFiles(r.e.podDir(r.p.id), r.p.cfg, &r.p.rec)
+	return writePodFiles(r.e.podDir(r.p.id), r.p)
 }
 
 // shmSize is what Docker and the kubelet's users are used to.
@@ -369,7 +370,8 @@ func (r *podRun) shm(context.Context) error {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return err
 	}
-	opts := fmt.Sprintf("mode=1777,size=%d", shmSize)
+	uid, gid := r.p.root()
+	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid)
 	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, opts); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 	}
@@ -399,7 +401,8 @@ func (r *podRun) init(ctx context.Context) error {
 	spec, err := oci.PauseSpec(oci.PauseInput{
 		ID: p.id, Pod: p.cfg, RootFS: e.pauseRootFS, Handler: r.handler,
 		CgroupDriver: e.o.CgroupDriver, CgroupParent: p.rec.CgroupParent,
-		Namespaces: oci.Namespaces{Net: p.rec.NetNS, IPC: p.rec.IPCNS, UTS: p.rec.UTSNS},
+		Namespaces: oci.Namespaces{Net: p.rec.NetNS, IPC: p.rec.IPCNS, UTS: p.rec.UTSNS, User: p.rec.UserNS},
+		IDMappings: p.idMappings(),
 	})
 	if err != nil {
 		return err

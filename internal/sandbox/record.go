@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +65,8 @@ type podRecord struct {
 	NetNS string `json:"netns,omitempty"`
 	IPCNS string `json:"ipcns,omitempty"`
 	UTSNS string `json:"utsns,omitempty"`
+	// UserNS owns the others; "" where the pod has none of its own.
+	UserNS string `json:"userns,omitempty"`
 	// Network is written before CNI ADD, so that a crash in the middle of it is followed by DEL.
 	Network *cni.Pod    `json:"network,omitempty"`
 	Result  *cni.Result `json:"result,omitempty"`
@@ -72,6 +75,11 @@ type podRecord struct {
 	// CgroupParent of its containers. OwnParent: the request named none, so it is ours to remove.
 	CgroupParent string `json:"cgroupParent"`
 	OwnParent    bool   `json:"ownParent,omitempty"`
+}
+
+// pins are the paths of all namespaces that the pod has of its own, the owner of the others last.
+func (r *podRecord) pins() []string {
+	return slices.DeleteFunc([]string{r.NetNS, r.IPCNS, r.UTSNS, r.UserNS}, func(path string) bool { return path == "" })
 }
 
 // process is what is known of a container's or sandbox's first process.

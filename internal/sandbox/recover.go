@@ -119,7 +119,7 @@ func (e *Engine) remains(id, handler string) podRecord {
 	netns := e.netNSPath(id)
 	rec := podRecord{
 		Version: recordVersion, ID: id, Phase: phaseCreating, BootID: e.bootID, CreatedAt: time.Now(), Handler: handler,
-		NetNS: netns, IPCNS: filepath.Join(dir, "ns", "ipc"), UTSNS: filepath.Join(dir, "ns", "uts"),
+		NetNS: netns, IPCNS: filepath.Join(dir, "ns", "ipc"), UTSNS: filepath.Join(dir, "ns", "uts"), UserNS: filepath.Join(dir, "ns", "user"),
 		Network:      &cni.Pod{ID: id, NetNS: netns},
 		CgroupParent: ownCgroupParent(e.o.CgroupDriver == oci.Systemd, id), OwnParent: true,
 	}
@@ -243,8 +243,8 @@ func (e *Engine) lost(rec podRecord, known map[string]monitor.Info) string {
 	if rec.BootID != e.bootID {
 		return "the machine was rebooted"
 	}
-	for _, path := range []string{rec.NetNS, rec.IPCNS, rec.UTSNS} {
-		if path != "" && !cni.Pinned(path) {
+	for _, path := range rec.pins() {
+		if !cni.Pinned(path) {
 			return "namespace " + path + " is gone"
 		}
 	}
@@ -336,7 +336,7 @@ func (e *Engine) sweep(known map[string]monitor.Info) {
 		if err := e.unmountShm(id); err != nil {
 			return err
 		}
-		for _, ns := range []string{"ipc", "uts"} {
+		for _, ns := range []string{"ipc", "uts", "user"} {
 			if err := cni.Unpin(filepath.Join(e.podDir(id), "ns", ns)); err != nil {
 				return err
 			}

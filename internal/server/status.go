@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"runtime"
+	"slices"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -26,7 +27,9 @@ func (s *runtimeService) Status(ctx context.Context, r *runtimeapi.StatusRequest
 			condition(runtimeapi.NetworkReady, "NetworkNotReady", s.Networks.Ready()),
 		}},
 		RuntimeHandlers: s.runtimeHandlers(),
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Features: &runtimeapi.RuntimeFeatures{
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: s.hasUserNamespaces(),
+		},
 	}
 	if !r.GetVerbose() {
 		return resp, nil
@@ -70,8 +73,13 @@ func (s *Server) runtimeHandlers() []*runtimeapi.RuntimeHandler {
 func runtimeHandler(name string, h *oci.Handler) *runtimeapi.RuntimeHandler {
 	return &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
 		RecursiveReadOnlyMounts: h.RecursiveReadOnlyMounts,
-		UserNamespaces:          h.UserNamespaces,
+		UserNamespaces:          h.NoUserNamespaces == "",
 	}}
+}
+
+// hasUserNamespaces tells whether any handler can give pods one: then also to those on the host's network.
+func (s *Server) hasUserNamespaces() bool {
+	return slices.ContainsFunc(s.Engine.Handlers(), func(h *oci.Handler) bool { return h.NoUserNamespaces == "" })
 }
 
 func (s *Server) versions() map[string]string {

@@ -39,6 +39,9 @@ func (s *Store) CreateRootFS(ctx context.Context, id, imageID string, o RootFSOp
 	if err := ctx.Err(); err != nil {
 		return RootFS{}, fmt.Errorf("create root filesystem %s: %w", id, err)
 	}
+	if o.mapped() && s.noIDMaps != "" {
+		return RootFS{}, fmt.Errorf("create root filesystem %s: %s: %w", id, s.noIDMaps, errors.ErrUnsupported)
+	}
 	defer s.byContainer.lock(id)()
 	record, err := s.store.CreateContainer(id, nil, hex, "", "", containerOptions(o))
 	if err != nil {
@@ -48,6 +51,9 @@ func (s *Store) CreateRootFS(ctx context.Context, id, imageID string, o RootFSOp
 	s.containers[id] = container{layer: record.LayerID, image: hex}
 	s.mu.Unlock()
 	fs, err := s.mount(id)
+	if err == nil && o.mapped() {
+		err = s.openFor(o, record.LayerID)
+	}
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -68,6 +74,9 @@ func containerOptions(o RootFSOptions) *storage.ContainerOptions {
 	}
 	if o.ReadOnly {
 		c.MountOpts = []string{"ro"}
+	}
+	if o.mapped() {
+		c.UIDMap, c.GIDMap = o.UIDs.library(), o.GIDs.library()
 	}
 	return c
 }
@@ -127,6 +136,9 @@ func (s *Store) remove(id string) error {
 	c, ok := s.container(id)
 	if !ok {
 		return nil
+	}
+	if err := s.detachMapped(c.layer); err != nil {
+		return opError("remove root filesystem", id, "detach its id-mapped layers", err)
 	}
 	if _, err := s.store.Unmount(id, true); err != nil && !errors.Is(err, storage.ErrLayerUnknown) && !errors.Is(err, storage.ErrContainerUnknown) {
 		return opError("remove root filesystem", id, "unmount", err)

@@ -44,13 +44,15 @@ func Init() bool {
 // Store is the images and root filesystems of one engine. It may be used by
 // many goroutines at a time, and by one process.
 type Store struct {
-	opts   Options
-	store  storage.Store
-	sys    types.SystemContext // a copy of it is changed for each pull
-	names  *resolver
-	hub    *hub
-	usage  *usage
-	images atomic.Pointer[index]
+	opts  Options
+	store storage.Store
+	sys   types.SystemContext // a copy of it is changed for each pull
+	names *resolver
+	hub   *hub
+	usage *usage
+	// noIDMaps says why root filesystems can't have their ids mapped; "" when they can.
+	noIDMaps string
+	images   atomic.Pointer[index]
 
 	ctx     context.Context // ends at Close; pulls and the measuring live in it
 	cancel  context.CancelCauseFunc
@@ -91,9 +93,13 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if s.names, err = newResolver(&s.sys); err != nil {
 		return nil, err
 	}
+	if err := detachAllMapped(o); err != nil {
+		return nil, fmt.Errorf("open the image store in %s: %w", o.Root, err)
+	}
 	if s.store, err = openLibrary(o); err != nil {
 		return nil, fmt.Errorf("open the image store in %s: %w", o.Root, err)
 	}
+	s.noIDMaps = whyNoIDMaps(s.store)
 	if err := s.repair(ctx); err != nil {
 		s.store.Free()
 		return nil, fmt.Errorf("repair the image store in %s: %w", o.Root, err)

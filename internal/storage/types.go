@@ -106,9 +106,14 @@ type FsUsage struct {
 type RootFSOptions struct {
 	// MountLabel is an SELinux label, "" for none.
 	MountLabel string
+	// UIDs and GIDs map the ids of its files: those from 0 on in the image are others on the host. Zero for none.
+	UIDs, GIDs IDRange
 	// ReadOnly mounts it so that not even the runtime can write.
 	ReadOnly bool
 }
+
+// IDRange are the ids 0 to Size-1, which are Host and those after it on the host.
+type IDRange struct{ Host, Size uint32 }
 
 // RootFS is a container's root filesystem, mounted.
 type RootFS struct {

@@ -284,6 +284,10 @@ func enterWorld() error {
 	if err := loopbackUp(); err != nil {
 		return err
 	}
+	// Where the caller's own place for runc was may be hidden by now.
+	if err := os.Setenv("PATH", insideDir+"/bin:"+os.Getenv("PATH")); err != nil {
+		return err
+	}
 	scratchDir, worldDir, binDir, repoDir = insideDir+"/scratch", insideDir+"/world", insideDir+"/bin", insideDir+"/repo"
 	return os.Chdir(worldDir)
 }
