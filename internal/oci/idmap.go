@@ -41,7 +41,7 @@ func filesystem(path string) string {
 	if err := unix.Statfs(path, &st); err != nil {
 		return "its filesystem"
 	}
-	if name, ok := names[int64(st.Type)]; ok {
+	if name, ok := names[st.Type]; ok {
 		return name
 	}
 	return fmt.Sprintf("a filesystem of type %#x", st.Type)

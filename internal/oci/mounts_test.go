@@ -141,9 +141,6 @@ func TestMounts(t *testing.T) {
 			refuses(t, mounting(t, c.mount), ableHost(), "config.mounts[0]."+c.field)
 		})
 	}
-	t.Run("what is not there yet is refused by name", func(t *testing.T) {
-		unsupports(t, mounting(t, &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, UidMappings: []*runtimeapi.IDMapping{{}}}), ableHost(), "id-mapped")
-	})
 	t.Run("recursively read-only needs a runtime that can", func(t *testing.T) {
 		in := mounting(t, &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir, Readonly: true, RecursiveReadOnly: true})
 		in.Handler.RecursiveReadOnlyMounts = false

@@ -134,11 +134,6 @@ func TestNamespaces(t *testing.T) {
 			equal(t, "namespaces", got, strings.Fields(c.want))
 		})
 	}
-	t.Run("a user namespace is refused by name", func(t *testing.T) {
-		in := testInput(t)
-		in.Namespaces.User = "/user"
-		unsupports(t, in, ableHost(), "user namespaces")
-	})
 }
 
 func TestPrivileged(t *testing.T) {
