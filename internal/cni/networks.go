@@ -45,6 +45,9 @@ type Options struct {
 	// Default is a conflist (JSON) that serves while ConfDir has no configuration
 	// file at all; nil for none.
 	Default []byte
+	// ConfTemplate is a template (text/template) that becomes a file in ConfDir when the
+	// node's pod CIDRs are known; "" for none.
+	ConfTemplate string
 	// DataDir replaces host-local's dataDir of the default network. Leave it empty:
 	// engines whose default networks share a bridge must share its addresses too, so
 	// the conflist names a directory of the whole machine.
@@ -62,6 +65,8 @@ type Networks struct {
 	cni   *libcni.CNIConfig
 	masq  *masquerade
 	facts func(context.Context) hostFacts
+	// node has the node's pod CIDRs; nil in the node's own.
+	node *Networks
 	// statusPeriod and pollPeriod pace the watch.
 	statusPeriod, pollPeriod time.Duration
 
@@ -136,7 +141,23 @@ func prepare(opts Options) (*Networks, error) {
 		klog.ErrorS(err, "The node's pod CIDRs could not be read; waiting for the kubelet to tell them again")
 	}
 	n.cidrs = cidrs
+	if err := n.writeTemplated(cidrs); err != nil {
+		klog.ErrorS(err, "No network is made of the pod CIDRs that the kubelet told before")
+	}
 	return n, nil
+}
+
+// ForHandler watches another directory, for pods of a handler that has networks of
+// its own. There is no default network. Until Close; the node's own outlive it.
+func (n *Networks) ForHandler(dir string) *Networks {
+	opts := n.opts
+	opts.ConfDir, opts.Default, opts.ConfTemplate = dir, nil, ""
+	h := &Networks{
+		opts: opts, cni: n.cni, masq: n.masq, facts: n.facts, node: n,
+		statusPeriod: n.statusPeriod, pollPeriod: n.pollPeriod, stopped: make(chan struct{}),
+	}
+	h.start()
+	return h
 }
 
 // Close ends the watch, and takes the default network's bridge and rule from
@@ -396,7 +417,8 @@ func (n *Networks) Check(ctx context.Context, pod Pod) error {
 
 // SetPodCIDR keeps the CIDRs that the kubelet says are the node's, one or more
 // separated by commas, for plugins with the ipRanges capability; "" for none.
-// They last over restarts: the kubelet does not repeat them.
+// They last over restarts: the kubelet does not repeat them. With a template, a
+// network is made of them.
 func (n *Networks) SetPodCIDR(cidr string) error {
 	cidrs, err := parseCIDRs(cidr)
 	if err != nil {
@@ -406,12 +428,15 @@ func (n *Networks) SetPodCIDR(cidr string) error {
 		return fmt.Errorf("keep the node's pod CIDRs: %w", err)
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.cidrs = cidrs
-	return nil
+	n.mu.Unlock()
+	return n.writeTemplated(cidrs)
 }
 
 func (n *Networks) podCIDRs() []string {
+	if n.node != nil {
+		return n.node.podCIDRs()
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.cidrs

@@ -59,6 +59,11 @@ type Runtime struct {
 	// UnprivilegedICMP lets non-root processes send ICMP echo, in pods with a
 	// network of their own.
 	UnprivilegedICMP bool `toml:"unprivileged_icmp"`
+	// DeviceOwnershipFromSecurityContext: the devices that a container asks for belong to
+	// the user and group that it asks to run as, where those are not 0.
+	DeviceOwnershipFromSecurityContext bool `toml:"device_ownership_from_security_context"`
+	// HooksDirs hold OCI hooks, as oci-hooks(5) says.
+	HooksDirs []string `toml:"hooks_dirs"`
 	// Handlers by name. The name "auto" is built in.
 	Handlers map[string]Handler `toml:"handlers"`
 	// OperationTimeout ends any call of the OCI runtime that takes longer.
@@ -82,6 +87,11 @@ type Handler struct {
 	Sandbox bool `toml:"sandbox"`
 	// PrivilegedWithoutHostDevices keeps the host's devices from privileged containers.
 	PrivilegedWithoutHostDevices bool `toml:"privileged_without_host_devices"`
+	// CNIConfDir holds the networks of this handler's pods; "" for the node's.
+	CNIConfDir string `toml:"cni_conf_dir"`
+	// BaseRuntimeSpec is an OCI spec (JSON) whose parts its containers have beside
+	// what the request says; "" for none.
+	BaseRuntimeSpec string `toml:"base_runtime_spec"`
 }
 
 // Monitor is [monitor].
@@ -124,6 +134,8 @@ type Network struct {
 	// BinDirs are searched for CNI plugins in order. [Network.PluginDirs] puts
 	// the real directory for a leading $EXE_DIR.
 	BinDirs []string `toml:"bin_dirs"`
+	// ConfTemplate makes a file in ConfDir of the node's pod CIDRs; "" for none.
+	ConfTemplate string `toml:"conf_template"`
 	// DefaultNetwork: serve the built-in conflist while conf_dir has none.
 	DefaultNetwork bool `toml:"default_network"`
 	// Timeout ends a CNI call that takes longer.

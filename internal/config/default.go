@@ -35,6 +35,7 @@ func Default() Config {
 			DefaultSysctls:    []string{},
 			UnprivilegedPorts: true,
 			UnprivilegedICMP:  true,
+			HooksDirs:         []string{},
 			Handlers:          map[string]Handler{},
 			OperationTimeout:  Duration(2 * time.Minute),
 		},

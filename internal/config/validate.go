@@ -78,6 +78,7 @@ func (r Runtime) validate(p *problems) {
 	if _, err := r.Sysctls(); err != nil {
 		p.add("runtime.default_sysctls", "%w", err)
 	}
+	p.paths("runtime.hooks_dirs", r.HooksDirs)
 	p.duration("runtime.operation_timeout", r.OperationTimeout)
 	names := make([]string, 0, len(r.Handlers))
 	for name := range r.Handlers {
@@ -109,6 +110,8 @@ func (h Handler) validate(p *problems, name string) {
 	p.oneOf(key+".type", h.Type, "", autoHandler, "runc", "crun")
 	p.path(key+".root", h.Root, true)
 	p.patterns(key+".annotations", h.Annotations)
+	p.path(key+".base_runtime_spec", h.BaseRuntimeSpec, true)
+	p.path(key+".cni_conf_dir", h.CNIConfDir, true)
 }
 
 func (i Image) validate(p *problems) {
@@ -158,6 +161,7 @@ func (s Streaming) validate(p *problems) {
 
 func (n Network) validate(p *problems) {
 	p.path("network.conf_dir", n.ConfDir, false)
+	p.path("network.conf_template", n.ConfTemplate, true)
 	for _, dir := range n.BinDirs {
 		if rest, ok := strings.CutPrefix(dir, exeDir); ok {
 			// One step up is no detour: an installation has PREFIX/bin and PREFIX/libexec.

@@ -66,13 +66,14 @@ func Run(ctx context.Context, o Options) error {
 	defer streams.Close()
 	sampler := stats.NewSampler(samplePeriod)
 	srv := server.New(server.Options{
-		Engine: engine, Images: p.store, Networks: p.networks, Stats: sampler, Streams: streams,
+		Engine: engine, Images: p.store, Networks: p.podNetworks(o.Config.Runtime.DefaultHandler), Stats: sampler, Streams: streams,
 		Config: o.Config, Version: o.Version,
 		Info: func() map[string]any {
 			return map[string]any{
-				"cni":      p.networks.Status(),
-				"apparmor": p.apparmor.Info(),
-				"daemon":   map[string]any{"pid": os.Getpid(), "goroutines": runtime.NumGoroutine(), "streaming": streams.Address()},
+				"cni":         p.networks.Status(),
+				"cniHandlers": p.networkStatus(),
+				"apparmor":    p.apparmor.Info(),
+				"daemon":      map[string]any{"pid": os.Getpid(), "goroutines": runtime.NumGoroutine(), "streaming": streams.Address()},
 			}
 		},
 	})

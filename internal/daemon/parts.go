@@ -19,6 +19,7 @@ import (
 	"github.com/cri-engine/cri-engine/internal/cdi"
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/config"
+	"github.com/cri-engine/cri-engine/internal/hooks"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/sandbox"
@@ -29,10 +30,12 @@ import (
 type parts struct {
 	store    *storage.Store
 	networks *cni.Networks
-	monitor  *monitor.Client
-	handlers []*oci.Handler
-	apparmor *apparmor.Profiles
-	driver   oci.CgroupDriver
+	// handlerNetworks are of handlers with a cni_conf_dir, by name.
+	handlerNetworks map[string]*cni.Networks
+	monitor         *monitor.Client
+	handlers        []*oci.Handler
+	apparmor        *apparmor.Profiles
+	driver          oci.CgroupDriver
 }
 
 // open opens all parts side by side, or none.
@@ -57,7 +60,7 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 		})
 	}
 	part("image store", func() (err error) { p.store, err = openStore(ctx, o); return err })
-	part("networks", func() (err error) { p.networks, err = openNetworks(o.Config); return err })
+	part("networks", func() (err error) { p.networks, p.handlerNetworks, err = openNetworks(o.Config); return err })
 	part("monitor", func() (err error) { p.monitor, err = dialMonitor(ctx, o.Config); return err })
 	part("AppArmor", func() error {
 		p.apparmor = apparmor.Open(apparmor.ThisHost(), o.Config.Runtime.AppArmor, o.Config.Runtime.AppArmorProfile)
@@ -78,6 +81,9 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 // close closes the parts that were opened. Containers run on.
 func (p *parts) close() {
 	var errs []error
+	for _, n := range p.handlerNetworks {
+		errs = append(errs, n.Close())
+	}
 	if p.networks != nil {
 		errs = append(errs, p.networks.Close())
 	}
@@ -110,9 +116,10 @@ func openStore(ctx context.Context, o Options) (*storage.Store, error) {
 	return s, nil
 }
 
-func openNetworks(c config.Config) (*cni.Networks, error) {
+// openNetworks opens the node's networks and those of handlers with directories of their own.
+func openNetworks(c config.Config) (*cni.Networks, map[string]*cni.Networks, error) {
 	o := cni.Options{
-		ConfDir: c.Network.ConfDir, BinDirs: c.Network.PluginDirs(),
+		ConfDir: c.Network.ConfDir, ConfTemplate: c.Network.ConfTemplate, BinDirs: c.Network.PluginDirs(),
 		CacheDir: filepath.Join(c.Root, "cni", "cache"), Timeout: time.Duration(c.Network.Timeout),
 	}
 	if c.Network.DefaultNetwork {
@@ -120,9 +127,41 @@ func openNetworks(c config.Config) (*cni.Networks, error) {
 	}
 	n, err := cni.New(o)
 	if err != nil {
-		return nil, fmt.Errorf("networks: %w", err)
+		return nil, nil, fmt.Errorf("networks: %w", err)
 	}
-	return n, nil
+	own := map[string]*cni.Networks{}
+	for name, h := range c.Runtime.Handlers {
+		if h.CNIConfDir != "" {
+			own[name] = n.ForHandler(h.CNIConfDir)
+		}
+	}
+	return n, own, nil
+}
+
+// podNetworks are those of pods that name no handler: they decide whether the
+// node's network is ready.
+type podNetworks struct {
+	*cni.Networks // the kubelet's pod CIDRs are the node's
+	ready         func() error
+}
+
+// Ready is that of the default handler's networks.
+func (n podNetworks) Ready() error { return n.ready() }
+
+func (p *parts) podNetworks(defaultHandler string) podNetworks {
+	if own := p.handlerNetworks[defaultHandler]; own != nil {
+		return podNetworks{p.networks, own.Ready}
+	}
+	return podNetworks{p.networks, p.networks.Ready}
+}
+
+// networkStatus is what handlers' own networks say of themselves.
+func (p *parts) networkStatus() map[string]cni.Status {
+	status := map[string]cni.Status{}
+	for name, n := range p.handlerNetworks {
+		status[name] = n.Status()
+	}
+	return status
 }
 
 // monitorBinary is the monitor's name beside our own binary, and in PATH.
@@ -159,7 +198,11 @@ func findMonitor(path string) (string, error) {
 // findHandlers returns the OCI runtimes that work. The default one must; a
 // node can do without another, whose pods are refused by name.
 func findHandlers(ctx context.Context, c config.Config, driver oci.CgroupDriver) ([]*oci.Handler, error) {
-	handlers, err := oci.FindHandlers(ctx, handlerConfigs(c.Runtime, driver), c.State)
+	configs, err := handlerConfigs(c.Runtime, driver)
+	if err != nil {
+		return nil, err
+	}
+	handlers, err := oci.FindHandlers(ctx, configs, c.State)
 	name := c.Runtime.DefaultHandler
 	if !slices.ContainsFunc(handlers, func(h *oci.Handler) bool { return h.Name == name }) {
 		return nil, fmt.Errorf("OCI runtime of the default handler %s: %w", name, err)
@@ -173,17 +216,26 @@ func findHandlers(ctx context.Context, c config.Config, driver oci.CgroupDriver)
 // autoHandler is the one that is not configured.
 const autoHandler = "auto"
 
-// handlerConfigs are the built-in handler and those of the file, by name.
-func handlerConfigs(r config.Runtime, driver oci.CgroupDriver) []oci.HandlerConfig {
+// handlerConfigs are the built-in handler and those of the file, by name. A base
+// specification that can't be used is fatal: containers without what it says would
+// run with less limits than the operator wants.
+func handlerConfigs(r config.Runtime, driver oci.CgroupDriver) ([]oci.HandlerConfig, error) {
 	list := []oci.HandlerConfig{{Name: autoHandler, CgroupDriver: driver}}
 	for _, name := range slices.Sorted(maps.Keys(r.Handlers)) {
 		h := r.Handlers[name]
-		list = append(list, oci.HandlerConfig{
+		c := oci.HandlerConfig{
 			Name: name, Path: h.Path, Type: h.Type, Root: h.Root, Annotations: h.Annotations,
 			Sandbox: h.Sandbox, PrivilegedWithoutHostDevices: h.PrivilegedWithoutHostDevices, CgroupDriver: driver,
-		})
+		}
+		if h.BaseRuntimeSpec != "" {
+			var err error
+			if c.Base, err = oci.LoadBaseSpec(h.BaseRuntimeSpec); err != nil {
+				return nil, fmt.Errorf("runtime.handlers.%s.base_runtime_spec: %w", name, err)
+			}
+		}
+		list = append(list, c)
 	}
-	return list
+	return list, nil
 }
 
 func newEngine(ctx context.Context, c config.Config, p *parts) (*sandbox.Engine, error) {
@@ -191,9 +243,20 @@ func newEngine(ctx context.Context, c config.Config, p *parts) (*sandbox.Engine,
 		Root: c.Root, State: c.State, Config: c,
 		Images: p.store, Networks: p.networks, Monitor: p.monitor, AppArmor: p.apparmor,
 		Handlers: p.handlers, CgroupDriver: p.driver,
+		HandlerNetworks: map[string]sandbox.Networks{},
+	}
+	for name, n := range p.handlerNetworks {
+		o.HandlerNetworks[name] = n
 	}
 	if c.CDI.Enabled {
 		o.Devices = cdi.New(c.CDI.SpecDirs)
+	}
+	if len(c.Runtime.HooksDirs) > 0 {
+		h, err := hooks.New(c.Runtime.HooksDirs)
+		if err != nil {
+			return nil, fmt.Errorf("runtime.hooks_dirs: %w", err)
+		}
+		o.Hooks = h
 	}
 	return sandbox.New(ctx, o)
 }

@@ -33,6 +33,9 @@ func (b *builder) capabilities() error {
 		return err
 	}
 	set := b.DefaultCapabilities
+	if own := b.base.Process.Capabilities; own != nil {
+		set = own.Bounding
+	}
 	if addAll {
 		set = b.host.bounding
 	}

@@ -29,6 +29,10 @@ func (b *builder) devices() error {
 		resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	} else {
 		resources.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+		resources.Devices = append(resources.Devices, b.base.Linux.Resources.Devices...)
+	}
+	for _, d := range b.base.Linux.Devices {
+		b.addDevice(d)
 	}
 	for i, d := range b.Config.GetDevices() {
 		if err := b.device(fmt.Sprintf("config.devices[%d]", i), d.GetHostPath(), d.GetContainerPath(), d.GetPermissions()); err != nil {
@@ -63,13 +67,34 @@ func (b *builder) device(field, hostPath, containerPath, permissions string) err
 	}
 	linux := b.spec.Linux
 	for _, d := range found {
-		linux.Devices = slices.DeleteFunc(linux.Devices, func(old specs.LinuxDevice) bool { return old.Path == d.Path })
-		linux.Devices = append(linux.Devices, d)
+		b.own(&d)
+		b.addDevice(d)
 		linux.Resources.Devices = append(linux.Resources.Devices, specs.LinuxDeviceCgroup{
 			Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: permissions,
 		})
 	}
 	return nil
+}
+
+// own gives a device to the user and group that the request names, as containerd
+// and CRI-O do. Root needs none of it, and a username is not theirs to look up.
+func (b *builder) own(d *specs.LinuxDevice) {
+	if !b.DeviceOwnership {
+		return
+	}
+	if uid := uint32(b.sc.GetRunAsUser().GetValue()); uid != 0 {
+		d.UID = &uid
+	}
+	if gid := uint32(b.sc.GetRunAsGroup().GetValue()); gid != 0 {
+		d.GID = &gid
+	}
+}
+
+// addDevice puts a device in the place of another with its path.
+func (b *builder) addDevice(d specs.LinuxDevice) {
+	linux := b.spec.Linux
+	linux.Devices = slices.DeleteFunc(linux.Devices, func(old specs.LinuxDevice) bool { return old.Path == d.Path })
+	linux.Devices = append(linux.Devices, d)
 }
 
 // notDevices are directories of /dev with mounts of their own, or with an

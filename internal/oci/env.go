@@ -9,7 +9,7 @@ import (
 // defaultPath is the PATH of a container whose image has none.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment holds, each overriding those before: our defaults, the image's, the request's.
+// environment holds, each overriding those before: our defaults, the handler's, the image's, the request's.
 func (b *builder) environment() error {
 	var env environment
 	env.set(defaultPath)
@@ -18,6 +18,9 @@ func (b *builder) environment() error {
 	}
 	if b.Config.GetTty() {
 		env.set(defaultTerm)
+	}
+	for _, e := range b.base.Process.Env {
+		env.set(e)
 	}
 	for _, e := range b.Image.Env {
 		// An entry without "=" is no variable; images have had them, and they start elsewhere.

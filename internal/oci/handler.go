@@ -30,6 +30,8 @@ type HandlerConfig struct {
 	// Sandbox: the handler needs a sandbox process of its own (gVisor, VMs) even without a shared PID namespace.
 	Sandbox                      bool
 	PrivilegedWithoutHostDevices bool
+	// Base is what the handler's containers have beside what the request says; nil for nothing.
+	Base *BaseSpec
 	// CgroupDriver that containers will have, for the trial; "" for what "auto" detects.
 	CgroupDriver CgroupDriver
 }

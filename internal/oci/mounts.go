@@ -39,7 +39,11 @@ func (b *builder) mounts() error {
 	if err != nil {
 		return err
 	}
-	ours := slices.DeleteFunc(slices.Concat(b.systemMounts(), volumes, b.podMounts()), hidden)
+	podMounts := b.podMounts()
+	base := slices.DeleteFunc(b.base.Mounts, func(m specs.Mount) bool {
+		return slices.ContainsFunc(podMounts, func(p specs.Mount) bool { return p.Destination == m.Destination })
+	})
+	ours := slices.DeleteFunc(slices.Concat(b.systemMounts(), volumes, podMounts, base), hidden)
 	b.spec.Mounts = slices.Concat(ours, requested)
 	slices.SortStableFunc(b.spec.Mounts, func(x, y specs.Mount) int {
 		return strings.Count(x.Destination, "/") - strings.Count(y.Destination, "/")

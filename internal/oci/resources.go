@@ -19,7 +19,7 @@ func (b *builder) resources() error {
 		return err
 	}
 	b.spec.Linux.CgroupsPath = CgroupsPath(b.CgroupDriver, b.CgroupParent, b.ID)
-	if b.PidsLimit > 0 {
+	if b.PidsLimit > 0 && b.base.Linux.Resources.Pids == nil {
 		b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &b.PidsLimit}
 	}
 	for _, part := range []func() error{b.cpu, b.memory, b.hugepages, b.unified} {
@@ -27,7 +27,11 @@ func (b *builder) resources() error {
 			return err
 		}
 	}
-	return nil
+	lower := *b.base.Linux.Resources
+	lower.Devices = b.spec.Linux.Resources.Devices
+	var err error
+	b.spec.Linux.Resources, err = OverlayResources(&lower, b.spec.Linux.Resources)
+	return err
 }
 
 const resourcesField = "config.linux.resources."
@@ -172,10 +176,16 @@ var rlimits = map[string]int{
 	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-// ulimits are the configured ones, lowered to our own hard limits where we may not raise those.
+// ulimits are the configured ones, those of the handler before those of all,
+// lowered to our own hard limits where we may not raise those.
 func (b *builder) ulimits() error {
-	for _, name := range slices.Sorted(maps.Keys(b.DefaultUlimits)) {
-		limit := b.DefaultUlimits[name]
+	limits := map[string][2]uint64{}
+	maps.Copy(limits, b.DefaultUlimits)
+	for _, l := range b.base.Process.Rlimits {
+		limits[l.Type] = [2]uint64{l.Soft, l.Hard}
+	}
+	for _, name := range slices.Sorted(maps.Keys(limits)) {
+		limit := limits[name]
 		resource, ok := rlimits[name]
 		if !ok {
 			return fmt.Errorf("default ulimit %s: no such limit", name)

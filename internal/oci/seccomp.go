@@ -15,10 +15,15 @@ import (
 const maxProfile = 1 << 20
 
 // seccomp: none for privileged containers, and none where the request has no
-// profile (the proto's default for the older field, "identical with unconfined").
+// profile (the proto's default for the older field, "identical with unconfined")
+// and the handler's base spec has none either.
 func (b *builder) seccomp() error {
 	const field = securityContext + "seccomp"
 	profile, err := wantedProfile(field, securityContext+"seccomp_profile_path", b.sc.GetSeccomp(), b.sc.GetSeccompProfilePath(), runtimeapi.SecurityProfile_Unconfined) //nolint:staticcheck // SA1019: older kubelets set it
+	if asked := b.sc.GetSeccomp() != nil || b.sc.GetSeccompProfilePath() != ""; err == nil && !asked && !b.privileged {                                                  //nolint:staticcheck // SA1019: as above
+		b.spec.Linux.Seccomp = b.base.Linux.Seccomp
+		return nil
+	}
 	if err != nil || b.privileged || profile.GetProfileType() == runtimeapi.SecurityProfile_Unconfined {
 		return err
 	}

@@ -31,6 +31,12 @@ func (b *builder) paths() error {
 	masked, readonly := b.sc.GetMaskedPaths(), b.sc.GetReadonlyPaths()
 	if b.sc == nil {
 		masked, readonly = DefaultMaskedPaths, DefaultReadonlyPaths
+		if b.base.Linux.MaskedPaths != nil {
+			masked = b.base.Linux.MaskedPaths
+		}
+		if b.base.Linux.ReadonlyPaths != nil {
+			readonly = b.base.Linux.ReadonlyPaths
+		}
 	}
 	for field, list := range map[string][]string{"masked_paths": masked, "readonly_paths": readonly} {
 		for _, p := range list {

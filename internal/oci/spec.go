@@ -48,6 +48,8 @@ type ContainerInput struct {
 	// Defaults from the configuration.
 	DefaultUlimits map[string][2]uint64 // "RLIMIT_NOFILE": {soft, hard}
 	PidsLimit      int64                // 0 for none
+	// DeviceOwnership gives the devices of the request to the user and group that it names.
+	DeviceOwnership bool
 	// ProcessLabel and MountLabel are SELinux labels, "" for none.
 	ProcessLabel, MountLabel string
 	// AppArmor has the profiles.
@@ -79,6 +81,8 @@ type builder struct {
 	privileged bool
 	spec       *specs.Spec
 	user       User
+	// base is the handler's base spec, of which each part takes what is its own.
+	base *specs.Spec
 }
 
 // ContainerSpec makes a container's OCI spec, and tells the user that it
@@ -97,7 +101,10 @@ func ContainerSpec(in ContainerInput) (*specs.Spec, User, error) {
 }
 
 func containerSpec(in ContainerInput, h *host) (*specs.Spec, User, error) {
-	b := newBuilder(in, h)
+	b, err := newBuilder(in, h)
+	if err != nil {
+		return nil, User{}, err
+	}
 	for _, part := range []func() error{
 		b.checkPrivileged,
 		b.command,
@@ -123,23 +130,35 @@ func containerSpec(in ContainerInput, h *host) (*specs.Spec, User, error) {
 	return b.spec, b.user, nil
 }
 
-func newBuilder(in ContainerInput, h *host) *builder {
+func newBuilder(in ContainerInput, h *host) (*builder, error) {
 	sc := in.Config.GetLinux().GetSecurityContext()
+	base, err := in.Handler.Base.copy()
+	if err != nil {
+		return nil, err
+	}
 	return &builder{
 		ContainerInput: in,
 		host:           h,
 		sc:             sc,
 		privileged:     sc.GetPrivileged(),
+		base:           base,
 		spec: &specs.Spec{
 			Version: in.Handler.OCIVersion,
-			Root:    &specs.Root{Path: in.RootFS, Readonly: sc.GetReadonlyRootfs()},
+			Root:    &specs.Root{Path: in.RootFS, Readonly: sc.GetReadonlyRootfs() || base.Root.Readonly},
+			Hooks:   base.Hooks,
 			Process: &specs.Process{
 				Terminal:        in.Config.GetTty(),
 				NoNewPrivileges: sc.GetNoNewPrivs(),
+				Scheduler:       base.Process.Scheduler,
+				IOPriority:      base.Process.IOPriority,
+				ExecCPUAffinity: base.Process.ExecCPUAffinity,
 			},
-			Linux: &specs.Linux{Resources: &specs.LinuxResources{}},
+			Linux: &specs.Linux{
+				Resources: &specs.LinuxResources{}, Sysctl: base.Linux.Sysctl, RootfsPropagation: base.Linux.RootfsPropagation,
+				IntelRdt: base.Linux.IntelRdt, MemoryPolicy: base.Linux.MemoryPolicy, Personality: base.Linux.Personality,
+			},
 		},
-	}
+	}, nil
 }
 
 // checkPrivileged refuses a privileged container in a pod that is not: what
@@ -249,12 +268,18 @@ const (
 )
 
 func (b *builder) annotations() error {
-	b.spec.Annotations = specAnnotations(b.Handler, b.Pod.GetAnnotations(), b.Config.GetAnnotations(), podAnnotations(b.Pod, map[string]string{
+	all := specAnnotations(b.Handler, b.Pod.GetAnnotations(), b.Config.GetAnnotations(), podAnnotations(b.Pod, map[string]string{
 		annotationType:    "container",
 		annotationSandbox: b.PodID,
 		annotationName:    b.Config.GetMetadata().GetName(),
 		annotationImage:   b.ImageName,
 	}))
+	for key, value := range b.base.Annotations {
+		if _, ok := all[key]; !ok {
+			all[key] = value
+		}
+	}
+	b.spec.Annotations = all
 	return nil
 }
 

@@ -237,7 +237,8 @@ func (r *containerCreate) spec(context.Context) error {
 		DefaultCapabilities: e.o.Config.Runtime.DefaultCapabilities,
 		SeccompDefault:      e.o.Config.Runtime.SeccompProfile, AppArmor: e.o.AppArmor,
 		DefaultUlimits: e.ulimits, PidsLimit: e.o.Config.Runtime.PidsLimit,
-		ImageVolumes: imageVolumePaths(c.rec.Volumes),
+		ImageVolumes:    imageVolumePaths(c.rec.Volumes),
+		DeviceOwnership: e.o.Config.Runtime.DeviceOwnershipFromSecurityContext,
 	}
 	dir := e.podDir(c.pod.id)
 	in.ResolvConf, in.Hosts, in.HostnameFile = filepath.Join(dir, resolvFile), filepath.Join(dir, hostsFile), filepath.Join(dir, hostnameFile)
@@ -251,6 +252,9 @@ func (r *containerCreate) spec(context.Context) error {
 	}
 	spec, user, err := oci.ContainerSpec(in)
 	if err != nil {
+		return err
+	}
+	if err := e.addHooks(spec, c); err != nil {
 		return err
 	}
 	if err := e.injectDevices(spec, c.cfg, r.handler); err != nil {

@@ -3,11 +3,13 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-engine/cri-engine/internal/cdi"
+	"github.com/cri-engine/cri-engine/internal/hooks"
 	"github.com/cri-engine/cri-engine/internal/oci"
 )
 
@@ -30,6 +32,20 @@ func (e *Engine) injectDevices(spec *specs.Spec, cfg *runtimeapi.ContainerConfig
 		return fmt.Errorf("config.CDI_devices: %s cannot move network devices into containers: %w", h.Binary, errors.ErrUnsupported)
 	}
 	return nil
+}
+
+// addHooks adds the operator's hooks that are for this container. Conditions see all
+// annotations, the pod's too: they are patterns of the operator's.
+func (e *Engine) addHooks(spec *specs.Spec, c *container) error {
+	if e.o.Hooks == nil {
+		return nil
+	}
+	annotations := maps.Clone(c.cfg.GetAnnotations())
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	maps.Copy(annotations, c.podCfg.GetAnnotations())
+	return e.o.Hooks.Apply(spec, hooks.Container{Annotations: annotations, BindMounts: len(c.cfg.GetMounts()) > 0})
 }
 
 func cdiDevices(cfg *runtimeapi.ContainerConfig) ([]string, error) {

@@ -113,10 +113,9 @@ func (r *containerUpdate) bundle(context.Context) error {
 	if spec.Linux == nil || spec.Linux.Resources == nil {
 		return fmt.Errorf("bundle: config.json has no resources")
 	}
-	// Devices and the number of processes are not an update's.
-	now := *spec.Linux.Resources
-	now.CPU, now.Memory, now.HugepageLimits, now.Unified = r.nextSpec.CPU, r.nextSpec.Memory, r.nextSpec.HugepageLimits, r.nextSpec.Unified
-	spec.Linux.Resources = &now
+	if spec.Linux.Resources, err = oci.OverlayResources(spec.Linux.Resources, r.nextSpec); err != nil {
+		return err
+	}
 	return replaceBundle(dir, &spec)
 }
 

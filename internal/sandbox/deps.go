@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cri-engine/cri-engine/internal/cni"
+	"github.com/cri-engine/cri-engine/internal/hooks"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/storage"
 )
@@ -37,6 +38,12 @@ type Networks interface {
 type Devices interface {
 	// Inject edits a spec so that its container has the named devices; cdi.ErrInvalid for one that there is not.
 	Inject(spec *specs.Spec, names []string) error
+}
+
+// Hooks are the operator's programs at stages of containers' lives.
+type Hooks interface {
+	// Apply adds those that are for a container to its spec.
+	Apply(spec *specs.Spec, c hooks.Container) error
 }
 
 // Monitor is the parent of all processes, as this package calls it.

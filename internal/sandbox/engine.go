@@ -25,15 +25,18 @@ import (
 // Options are the parts an engine is put together from.
 type Options struct {
 	// Root is where records last, State where sockets, pins and bundles are.
-	Root, State  string
-	Config       config.Config
-	Images       Images
-	Networks     Networks
-	Monitor      Monitor
-	AppArmor     oci.AppArmor
-	Devices      Devices // nil where CDI is switched off
-	Handlers     []*oci.Handler
-	CgroupDriver oci.CgroupDriver
+	Root, State string
+	Config      config.Config
+	Images      Images
+	Networks    Networks
+	// HandlerNetworks are those of handlers whose pods have others than the node's.
+	HandlerNetworks map[string]Networks
+	Monitor         Monitor
+	AppArmor        oci.AppArmor
+	Devices         Devices // nil where CDI is switched off
+	Hooks           Hooks   // nil where none are configured
+	Handlers        []*oci.Handler
+	CgroupDriver    oci.CgroupDriver
 	// NetNSDir is where network namespaces are pinned; "" for /run/netns.
 	NetNSDir string
 }

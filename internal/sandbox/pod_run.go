@@ -309,7 +309,12 @@ func (r *podRun) networkIntent(context.Context) error {
 			Protocol: strings.ToLower(pm.GetProtocol().String()),
 		})
 	}
-	intent, err := r.e.o.Networks.Intent(want)
+	networks := r.e.o.Networks
+	if own := r.e.o.HandlerNetworks[r.handler.Name]; own != nil {
+		networks = own
+	}
+	// What the intent says is recorded, so Add and Del need not know whose it was.
+	intent, err := networks.Intent(want)
 	if err != nil {
 		return err
 	}
