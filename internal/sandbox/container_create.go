@@ -297,6 +297,9 @@ func (e *Engine) containerNamespaces(c *container) (oci.Namespaces, error) {
 	if err := checkContainerUserNamespace(c.pod, o); err != nil {
 		return ns, err
 	}
+	if err := checkContainerNamespaces(c.pod, o); err != nil {
+		return ns, err
+	}
 	const field = "config.linux.security_context.namespace_options.pid"
 	switch mode := o.GetPid(); mode {
 	case runtimeapi.NamespaceMode_NODE:
@@ -321,6 +324,21 @@ func (e *Engine) containerNamespaces(c *container) (oci.Namespaces, error) {
 		return ns, fmt.Errorf("%s %d: unknown mode: %w", field, mode, ErrInvalid)
 	}
 	return ns, nil
+}
+
+// checkContainerNamespaces refuses network and IPC modes that a container can't
+// have: it is in its pod's. POD, the value of a request that says nothing, is the pod's, whatever that is.
+func checkContainerNamespaces(p *pod, o *runtimeapi.NamespaceOption) error {
+	have := sandboxOptions(p.cfg)
+	for _, ns := range []struct {
+		field      string
+		want, have runtimeapi.NamespaceMode
+	}{{"network", o.GetNetwork(), have.GetNetwork()}, {"ipc", o.GetIpc(), have.GetIpc()}} {
+		if ns.want != runtimeapi.NamespaceMode_POD && ns.want != ns.have {
+			return fmt.Errorf("config.linux.security_context.namespace_options.%s %v: pod sandbox %s has %v: %w", ns.field, ns.want, p.id, ns.have, ErrInvalid)
+		}
+	}
+	return nil
 }
 
 func pidNamespace(pid int) string { return fmt.Sprintf("/proc/%d/ns/pid", pid) }

@@ -128,8 +128,12 @@ func checkPodNamespaces(cfg *runtimeapi.PodSandboxConfig, h *oci.Handler) error 
 			return bad(field, mode, "a pod's own is POD or NODE")
 		}
 	}
-	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
+	switch o.GetPid() {
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_TARGET:
 		return bad("pid", o.GetPid(), "a pod has no target")
+	default:
+		return bad("pid", o.GetPid(), "unknown mode")
 	}
 	if err := checkPodUserNamespace(o, h); err != nil {
 		return err

@@ -417,6 +417,7 @@ func isOwnFile(e *Engine, path string) bool {
 	case path == "/run/xtables.lock": // the iptables tools' own, made at their first use
 	case strings.HasSuffix(base, ".lock"), path == "/run/mount": // libmount's, when a test calls mount(8)
 	case strings.HasPrefix(base, "blob-info-cache"): // where blobs were seen, made with the first pull after a boot
+	case strings.Contains(path, "/.cache/seccomp"), base == ".cache": // crun's, of filters that it has compiled
 	default:
 		return false
 	}

@@ -203,3 +203,96 @@ func TestSysctls(t *testing.T) {
 		}
 	})
 }
+
+// TestNamespaceModes goes through the modes that the others do not: those that a
+// pod or a container can't have.
+func TestNamespaceModes(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *World) {
+		e := w.engine(t)
+		type option = func(*runtimeapi.NamespaceOption)
+		network := func(m runtimeapi.NamespaceMode) option {
+			return func(o *runtimeapi.NamespaceOption) { o.Network = m }
+		}
+		ipc := func(m runtimeapi.NamespaceMode) option { return func(o *runtimeapi.NamespaceOption) { o.Ipc = m } }
+		pid := func(m runtimeapi.NamespaceMode) option { return func(o *runtimeapi.NamespaceOption) { o.Pid = m } }
+		const (
+			own    = runtimeapi.NamespaceMode_CONTAINER
+			node   = runtimeapi.NamespaceMode_NODE
+			target = runtimeapi.NamespaceMode_TARGET
+			none   = runtimeapi.NamespaceMode(9)
+		)
+		for name, c := range map[string]struct {
+			option option
+			text   string
+		}{
+			"a network of each container's own": {network(own), "network"}, "another's network": {network(target), "network"}, "a network mode that does not exist": {network(none), "network"},
+			"IPC of each container's own": {ipc(own), "ipc"}, "another's IPC": {ipc(target), "ipc"}, "an IPC mode that does not exist": {ipc(none), "ipc"},
+			"another's processes": {pid(target), "pid"}, "a PID mode that does not exist": {pid(none), "pid"},
+		} {
+			t.Run("a pod with "+name+" is refused", func(t *testing.T) {
+				_, err := e.rt.RunPodSandbox(call(t), &runtimeapi.RunPodSandboxRequest{Config: e.podConfig(t, namespaces(c.option))})
+				wantCode(t, err, codes.InvalidArgument, "namespace_options."+c.text)
+				leaks(t, w, e, e.idle)
+			})
+		}
+		p := e.runPod(t)
+		with := func(options ...option) containerOption {
+			return security(func(s *runtimeapi.LinuxContainerSecurityContext) {
+				for _, o := range options {
+					o(s.NamespaceOptions)
+				}
+			})
+		}
+		targets := func(id string) option {
+			return func(o *runtimeapi.NamespaceOption) { o.Pid, o.TargetId = target, id }
+		}
+		for name, c := range map[string]struct {
+			option option
+			text   string
+		}{
+			"the host's network": {network(node), "network"}, "a network of its own": {network(own), "network"},
+			"the host's IPC": {ipc(node), "ipc"}, "IPC of its own": {ipc(own), "ipc"},
+			"the pod's processes where those are each container's own": {pid(runtimeapi.NamespaceMode_POD), "pid POD"},
+			"another's processes, and does not say whose":              {targets(""), "pid TARGET: target_id"},
+			"the processes of one that does not exist":                 {targets(strings.Repeat("0", 64)), "pid TARGET: target_id"},
+			"a PID mode that does not exist":                           {pid(none), "pid"},
+		} {
+			t.Run("a container that asks for "+name+" is refused", func(t *testing.T) {
+				p.refused(t, codes.InvalidArgument, []string{"namespace_options." + c.text}, with(c.option))
+			})
+		}
+		t.Run("the processes of a container that does not run, or of another pod's, are refused", func(t *testing.T) {
+			created := p.create(t, busyboxImage, sleeper)
+			p.refused(t, codes.FailedPrecondition, []string{created.ID}, with(targets(created.ID)))
+			created.remove(t)
+			q := e.runPod(t)
+			foreign := q.run(t, busyboxImage, sleeper)
+			p.refused(t, codes.InvalidArgument, []string{foreign.ID}, with(targets(foreign.ID)))
+			q.remove(t)
+		})
+		t.Run("a container of its own processes may be in a pod that shares them", func(t *testing.T) {
+			q := e.runPod(t, podPID)
+			c := q.run(t, busyboxImage, sleeper, with(pid(own)))
+			if got := strings.TrimSpace(c.exec(t, "cat", "/proc/1/comm")); got != "sleep" {
+				t.Errorf("process 1 is %q", got)
+			}
+			q.remove(t)
+		})
+		t.Run("a debug container sees its target's processes, and leaves it running when it goes", func(t *testing.T) {
+			a := p.run(t, busyboxImage, command("sleep", "77777"))
+			b := p.run(t, busyboxImage, sleeper, with(targets(a.ID)))
+			if out := b.exec(t, "ps"); !strings.Contains(out, "sleep 77777") {
+				t.Errorf("processes:\n%s", out)
+			}
+			if a.nsOf(t, "mnt") == b.nsOf(t, "mnt") {
+				t.Error("they share the mount namespace, too")
+			}
+			b.remove(t)
+			if s := a.status(t); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("the target is %v after its debug container went", s.State)
+			}
+			a.remove(t)
+		})
+		p.remove(t)
+	})
+}

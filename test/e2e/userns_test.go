@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/cri-engine/cri-engine/test/harness"
 )
 
 // The user namespaces of these tests.
@@ -68,16 +71,23 @@ func ownerOfNS(t testing.TB, pid int, kind string) string {
 	return name
 }
 
+// needUserNS skips what this machine's OCI runtime can't do. That it is refused
+// then is TestUserNamespacesThatAreRefused's.
+func needUserNS(t *testing.T, e *Engine, runtime string) {
+	t.Helper()
+	if !e.features(t).UserNamespaces {
+		t.Skipf("%s, or this kernel, cannot give pods user namespaces", runtime)
+	}
+}
+
 func TestUserNamespaces(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *World) {
-		e := w.engine(t, withHandler("runc"))
+	underEachRuntime(t, func(t *testing.T, w *World, runtime string) {
+		e := w.engine(t, withHandler(runtime))
+		needUserNS(t, e, runtime)
 		tree := w.treeImage(t)
 		for _, image := range []string{tree, volumeImage, userImage} {
 			id := e.pull(t, image)
 			t.Cleanup(func() { e.removeImage(t, id) })
-		}
-		if !e.features(t).UserNamespaces {
-			t.Fatal("the handler's features have no user namespaces")
 		}
 		p := e.runPod(t, userNS)
 		c := p.run(t, busyboxImage, sleeper)
@@ -206,8 +216,9 @@ func eventuallyOutput(t *testing.T, c *Container, text string, argv ...string) {
 }
 
 func TestVolumesInUserNamespaces(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *World) {
-		e := w.engine(t, withHandler("runc"))
+	underEachRuntime(t, func(t *testing.T, w *World, runtime string) {
+		e := w.engine(t, withHandler(runtime))
+		needUserNS(t, e, runtime)
 		p := e.runPod(t, userNS)
 		host := filepath.Join(w.Dir, "host")
 		if err := os.Mkdir(host, 0o755); err != nil {
@@ -277,8 +288,9 @@ func TestVolumesInUserNamespaces(t *testing.T) {
 }
 
 func TestUserNamespacesWithOtherModes(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *World) {
-		e := w.engine(t, withHandler("runc"))
+	underEachRuntime(t, func(t *testing.T, w *World, runtime string) {
+		e := w.engine(t, withHandler(runtime))
+		needUserNS(t, e, runtime)
 		t.Run("a shared PID namespace is the pod's, and its init has no rights on the host", func(t *testing.T) {
 			p := e.runPod(t, userNS, podPID)
 			c := p.run(t, busyboxImage, sleeper)
@@ -423,5 +435,66 @@ func TestUserNamespacesThatAreRefused(t *testing.T) {
 				refused(t, codes.Unimplemented, []string{"userns_options", runtime}, userNS)
 			})
 		}
+	})
+}
+
+// usernsPoints are steps at which a pod or container in a user namespace has more
+// to be undone than another.
+var usernsPoints = map[string][]string{
+	"RunPodSandbox":   {"namespaces:before", "namespaces:after", "shm:after", "init:after"},
+	"CreateContainer": {"root-filesystem:before", "root-filesystem:after", "image-volumes:after"},
+	"StopPodSandbox":  {"namespaces:before", "namespaces:after"},
+	"RemoveContainer": {"root-filesystem:before", "root-filesystem:after"},
+}
+
+var usernsTriggers = map[string]trigger{
+	"RunPodSandbox": func(t *testing.T, e *Engine) func(context.Context) error {
+		config := e.podConfig(t, userNS, podPID)
+		return func(ctx context.Context) error {
+			_, err := e.rt.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+			return err
+		}
+	},
+	"CreateContainer": func(t *testing.T, e *Engine) func(context.Context) error {
+		p := e.runPod(t, userNS)
+		config := p.containerConfig(busyboxImage, sleeper, mounting(mapped(e.imageMount(busyboxImage, "/v", ""))))
+		return func(ctx context.Context) error {
+			_, err := e.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.ID, Config: config, SandboxConfig: p.Config})
+			return err
+		}
+	},
+	"StopPodSandbox": func(t *testing.T, e *Engine) func(context.Context) error {
+		p := e.runPod(t, userNS, podPID)
+		p.run(t, busyboxImage, sleeper)
+		return func(ctx context.Context) error {
+			_, err := e.rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.ID})
+			return err
+		}
+	},
+	"RemoveContainer": func(t *testing.T, e *Engine) func(context.Context) error {
+		c := e.runPod(t, userNS).run(t, busyboxImage, sleeper, mounting(mapped(e.imageMount(busyboxImage, "/v", ""))))
+		return func(ctx context.Context) error {
+			_, err := e.rt.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID})
+			return err
+		}
+	},
+}
+
+func TestTheDaemonDiesWithUserNamespacesAndTheImageStaysWhole(t *testing.T) {
+	buildFaults(t)
+	underEachRuntime(t, func(t *testing.T, w *World, runtime string) {
+		e := w.engine(t, withHandler(runtime), func(o *harness.EngineOptions) { o.Binary = faultsBin })
+		needUserNS(t, e, runtime)
+		for op, steps := range usernsPoints {
+			for i, step := range steps {
+				next := op + "/" + steps[(i+1)%len(steps)]
+				t.Run(op+" "+step, func(t *testing.T) { dieAt(t, e, op+"/"+step, next, usernsTriggers[op]) })
+			}
+		}
+		p := e.runPod(t)
+		if got := p.output(t, busyboxImage, shell("id -u; stat -c %u:%g /bin/busybox /home/app")); got != "0\n0:0\n1000:1000\n" {
+			t.Errorf("after all that the image is %q", got)
+		}
+		p.remove(t)
 	})
 }
