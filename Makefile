@@ -10,8 +10,8 @@ DESTDIR    ?=
 VERSION := $(or $(VERSION),$(shell git describe --tags --match 'v*' --dirty=.dirty 2>/dev/null | sed 's/^v//' | grep . || \
 	echo 0.1.0-dev.g$$(git describe --always --exclude '*' --dirty=.dirty 2>/dev/null || echo unknown)))
 
-# No cgo and these tags: signatures are checked in Go, btrfs wants cgo.
-TAGS    := containers_image_openpgp exclude_graphdriver_btrfs
+# No cgo and these tags: signatures are checked in Go, btrfs wants cgo, no WebAssembly for NRI plugins.
+TAGS    := containers_image_openpgp exclude_graphdriver_btrfs nri_no_wasm
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GO      := CGO_ENABLED=0 go
 BUILD   := $(GO) build -trimpath -tags '$(TAGS)'

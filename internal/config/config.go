@@ -20,6 +20,7 @@ type Config struct {
 
 	Streaming Streaming `toml:"streaming"`
 	CDI       CDI       `toml:"cdi"`
+	NRI       NRI       `toml:"nri"`
 }
 
 // Log is [log].
@@ -164,6 +165,23 @@ type CDI struct {
 	Enabled bool `toml:"enabled"`
 	// SpecDirs hold the specifications; a device in a later one comes before the same in an earlier.
 	SpecDirs []string `toml:"spec_dirs"`
+}
+
+// NRI is [nri]: plugins that take part in the life of pods and containers.
+type NRI struct {
+	Enabled bool `toml:"enabled"`
+	// Socket that plugins connect to. Where it is left out and State is not the default, it is in State.
+	Socket string `toml:"socket"`
+	// ExternalConnections: plugins may connect to the socket; else those in PluginPath are all.
+	ExternalConnections bool `toml:"external_connections"`
+	// PluginPath has plugins that are started with the engine; PluginConfigPath
+	// their configuration.
+	PluginPath       string `toml:"plugin_path"`
+	PluginConfigPath string `toml:"plugin_config_path"`
+	// RegistrationTimeout is what a plugin may take to register, RequestTimeout what
+	// it may take for each request.
+	RegistrationTimeout Duration `toml:"registration_timeout"`
+	RequestTimeout      Duration `toml:"request_timeout"`
 }
 
 // Duration is a time.Duration written "30s".

@@ -169,8 +169,14 @@ func TestLoad(t *testing.T) {
 	})
 	t.Run("a state directory takes the socket along", func(t *testing.T) {
 		l := load(t, map[string]string{"config.toml": `state = "/run/two"`})
-		if l.Listen != "/run/two/cri-engine.sock" {
-			t.Errorf("listen is %q", l.Listen)
+		if l.Listen != "/run/two/cri-engine.sock" || l.NRI.Socket != "/run/two/nri.sock" {
+			t.Errorf("listen is %q, nri.socket %q", l.Listen, l.NRI.Socket)
+		}
+	})
+	t.Run("unless the file says where plugins connect", func(t *testing.T) {
+		l := load(t, map[string]string{"config.toml": "state = \"/run/two\"\n[nri]\nsocket = \"/run/three.sock\""})
+		if l.NRI.Socket != "/run/three.sock" {
+			t.Errorf("nri.socket is %q", l.NRI.Socket)
 		}
 	})
 	t.Run("a file that was named must exist", func(t *testing.T) {
@@ -233,8 +239,8 @@ func TestOverride(t *testing.T) {
 		want  Config
 	}{
 		{"nothing given", Flags{}, Config{Root: "/r", State: "/s", Listen: "/l"}},
-		{"a state directory takes the socket along", Flags{State: "/x"}, Config{Root: "/r", State: "/x", Listen: "/x/cri-engine.sock"}},
-		{"unless the socket is given", Flags{State: "/x", Listen: "/y"}, Config{Root: "/r", State: "/x", Listen: "/y"}},
+		{"a state directory takes the sockets along", Flags{State: "/x"}, Config{Root: "/r", State: "/x", Listen: "/x/cri-engine.sock", NRI: NRI{Socket: "/x/nri.sock"}}},
+		{"unless the socket is given", Flags{State: "/x", Listen: "/y"}, Config{Root: "/r", State: "/x", Listen: "/y", NRI: NRI{Socket: "/x/nri.sock"}}},
 		{"the log", Flags{LogLevel: "debug", LogFormat: "json"}, Config{Root: "/r", State: "/s", Listen: "/l", Log: Log{Level: "debug", Format: "json"}}},
 	}
 	for _, c := range cases {
@@ -262,6 +268,9 @@ func TestValidate(t *testing.T) {
 		{"a root in state", func(c *Config) { c.Root = c.State + "/root" }, "root: "},
 		{"root and state in one", func(c *Config) { c.Root = c.State }, "root: "},
 		{"a socket path that is too long", func(c *Config) { c.Listen = long }, "listen: "},
+		{"a socket path for plugins that is too long", func(c *Config) { c.NRI.Socket = long }, "nri.socket: "},
+		{"plugins without any time", func(c *Config) { c.NRI.RequestTimeout = 0 }, "nri.request_timeout: "},
+		{"a relative plugin path", func(c *Config) { c.NRI.PluginPath = "plugins" }, "nri.plugin_path: "},
 		{"a state path that is too long", func(c *Config) { c.State = long }, "state: "},
 		{"a log level", func(c *Config) { c.Log.Level = "loud" }, "log.level: "},
 		{"a log format", func(c *Config) { c.Log.Format = "xml" }, "log.format: "},

@@ -59,12 +59,25 @@ func Default() Config {
 			CreationTimeout: Duration(30 * time.Second),
 		},
 		CDI: CDI{Enabled: true, SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		// Where plugins look, and what they are used to (github.com/containerd/nri).
+		NRI: NRI{
+			Enabled:             true,
+			Socket:              "/var/run/nri/" + nriSocketName,
+			ExternalConnections: true,
+			PluginPath:          "/opt/nri/plugins",
+			PluginConfigPath:    "/etc/nri/conf.d",
+			RegistrationTimeout: Duration(5 * time.Second),
+			RequestTimeout:      Duration(2 * time.Second),
+		},
 	}
 }
 
 // socketName is the CRI socket's name in the state directory, where Listen
 // says nothing else.
 const socketName = "cri-engine.sock"
+
+// nriSocketName is likewise that of NRI's.
+const nriSocketName = "nri.sock"
 
 // PluginDirs are BinDirs with the real directory for a leading $EXE_DIR. Where
 // that cannot be found out, such entries are left out.

@@ -70,11 +70,14 @@ type Flags struct {
 }
 
 // Override lays the command line over the configuration. A state directory
-// that was given takes the socket along, unless the socket was given too: two
+// that was given takes the sockets along, CRI's unless that was given too: two
 // engines with the same file then don't meet.
 func (l *Loaded) Override(f Flags) {
 	if f.State != "" && f.Listen == "" {
 		f.Listen = filepath.Join(f.State, socketName)
+	}
+	if f.State != "" {
+		l.NRI.Socket = filepath.Join(f.State, nriSocketName)
 	}
 	for _, o := range []struct {
 		value, key, flag string
@@ -205,6 +208,9 @@ func (l *Loaded) settle() {
 	l.Runtime.DefaultCapabilities = caps
 	if l.Origins["state"] != "" && l.Origins["listen"] == "" {
 		l.Listen = filepath.Join(l.State, socketName)
+	}
+	if l.State != Default().State && l.Origins["nri.socket"] == "" {
+		l.NRI.Socket = filepath.Join(l.State, nriSocketName)
 	}
 }
 

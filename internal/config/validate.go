@@ -37,6 +37,7 @@ func (c Config) Validate() error {
 	c.Network.validate(&p)
 	c.Streaming.validate(&p)
 	p.paths("cdi.spec_dirs", c.CDI.SpecDirs)
+	c.NRI.validate(&p)
 	return errors.Join(p...)
 }
 
@@ -157,6 +158,17 @@ func (s Streaming) validate(p *problems) {
 	}
 	p.duration("streaming.idle_timeout", s.IdleTimeout)
 	p.duration("streaming.creation_timeout", s.CreationTimeout)
+}
+
+func (n NRI) validate(p *problems) {
+	p.path("nri.socket", n.Socket, false)
+	if len(n.Socket) > maxSocketPath {
+		p.add("nri.socket", "%q is longer than %d bytes, too long for a socket", n.Socket, maxSocketPath)
+	}
+	p.path("nri.plugin_path", n.PluginPath, false)
+	p.path("nri.plugin_config_path", n.PluginConfigPath, false)
+	p.duration("nri.registration_timeout", n.RegistrationTimeout)
+	p.duration("nri.request_timeout", n.RequestTimeout)
 }
 
 func (n Network) validate(p *problems) {

@@ -59,6 +59,11 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer engine.Close()
+	if p.plugins != nil {
+		if err := p.plugins.Start(engine); err != nil {
+			return err
+		}
+	}
 	streams, err := openStreaming(o.Config.Streaming, engine)
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"github.com/cri-engine/cri-engine/internal/config"
 	"github.com/cri-engine/cri-engine/internal/hooks"
 	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/sandbox"
 	"github.com/cri-engine/cri-engine/internal/storage"
@@ -36,6 +37,7 @@ type parts struct {
 	handlers        []*oci.Handler
 	apparmor        *apparmor.Profiles
 	driver          oci.CgroupDriver
+	plugins         *nri.Plugins // nil where NRI is off
 }
 
 // open opens all parts side by side, or none.
@@ -48,6 +50,9 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 	}()
 	p.driver, err = oci.DetectCgroupDriver(o.Config.Runtime.CgroupDriver)
 	if err != nil {
+		return nil, err
+	}
+	if p.plugins, err = openPlugins(o); err != nil {
 		return nil, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -81,6 +86,9 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 // close closes the parts that were opened. Containers run on.
 func (p *parts) close() {
 	var errs []error
+	if p.plugins != nil {
+		p.plugins.Close()
+	}
 	for _, n := range p.handlerNetworks {
 		errs = append(errs, n.Close())
 	}
@@ -258,5 +266,21 @@ func newEngine(ctx context.Context, c config.Config, p *parts) (*sandbox.Engine,
 		}
 		o.Hooks = h
 	}
+	if p.plugins != nil {
+		o.Plugins = p.plugins
+	}
 	return sandbox.New(ctx, o)
+}
+
+// openPlugins prepares NRI; its plugins come when the engine is there.
+func openPlugins(o Options) (*nri.Plugins, error) {
+	c := o.Config.NRI
+	if !c.Enabled {
+		return nil, nil
+	}
+	return nri.New(nri.Options{
+		Version: o.Version, Socket: c.Socket, ExternalConnections: c.ExternalConnections,
+		PluginPath: c.PluginPath, PluginConfigPath: c.PluginConfigPath,
+		RegistrationTimeout: time.Duration(c.RegistrationTimeout), RequestTimeout: time.Duration(c.RequestTimeout),
+	})
 }

@@ -74,3 +74,48 @@ func mergeResources(old, request *runtimeapi.LinuxContainerResources) *runtimeap
 	}
 	return merged
 }
+
+// MoreResources lays limits that CRI has no words for over those of an update, and
+// checks them as [CheckAdjusted] does.
+func MoreResources(update *specs.LinuxResources, more specs.LinuxResources) error {
+	h, err := thisHost()
+	if err != nil {
+		return err
+	}
+	merged, err := OverlayResources(update, &more)
+	if err != nil {
+		return err
+	}
+	*update = *merged
+	return notInvalid(checkResources(update, h))
+}
+
+// UndoneResources is the update that takes old's place back after next: what
+// next limits and old does not is lifted. A cpuset can't be: it stays.
+func UndoneResources(old, next *specs.LinuxResources) (*specs.LinuxResources, error) {
+	unlimited, shares := int64(-1), uint64(1024) // the kernel's default weight
+	undo := &specs.LinuxResources{CPU: &specs.LinuxCPU{}, Memory: &specs.LinuxMemory{}}
+	if c := next.CPU; c != nil {
+		if c.Quota != nil {
+			undo.CPU.Quota = &unlimited
+		}
+		if c.Shares != nil {
+			undo.CPU.Shares = &shares
+		}
+	}
+	if m := next.Memory; m != nil {
+		if m.Limit != nil {
+			undo.Memory.Limit = &unlimited
+		}
+		if m.Swap != nil {
+			undo.Memory.Swap = &unlimited
+		}
+		if m.Reservation != nil {
+			undo.Memory.Reservation = &unlimited
+		}
+	}
+	if next.Pids != nil {
+		undo.Pids = &specs.LinuxPids{Limit: &unlimited}
+	}
+	return OverlayResources(undo, old)
+}

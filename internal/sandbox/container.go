@@ -31,6 +31,11 @@ type container struct {
 	// op is held by whoever makes, starts or removes the container. Stopping does
 	// not take it: a stop never queues behind another.
 	op opLock
+	// limits is held by an update of the container's limits that somebody asked for, over
+	// what plugins want to change of other containers. It comes before op.
+	limits opLock
+	// telling keeps what plugins are told of a start and an end in order. It comes after op.
+	telling opLock
 	// snap is what lists and statuses see; nil while the container is being made.
 	snap atomic.Pointer[Container]
 
@@ -38,6 +43,7 @@ type container struct {
 	rec containerRecord //
 	// early are exits that were told before the start was recorded.
 	early []monitor.Info
+	told  stage // what plugins know; changed in a turn
 	// stdin is what attached clients share; nil while none of them has it.
 	stdin *sharedStdin
 	// exited is closed when the container has ended; made anew by each start.
@@ -213,6 +219,7 @@ func (e *Engine) exitLocked(c *container, exit monitor.Exit) {
 	// Before those who wait for it go on, to what is told after it.
 	e.tellContainer(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	close(c.exited)
+	e.goRestored(func(ctx context.Context) { e.tellEnded(ctx, c) })
 	klog.V(2).InfoS("Container has ended", "container", c.id, "name", c.name, "exitCode", exit.Code, "oomKilled", exit.OOMKilled)
 	e.retry("container that has ended", c.id, func(ctx context.Context) error { return e.reapContainer(ctx, c) })
 }

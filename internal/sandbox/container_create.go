@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/steps"
 	"github.com/cri-engine/cri-engine/internal/storage"
@@ -24,6 +25,12 @@ type containerCreate struct {
 	image      storage.Image
 	handler    *oci.Handler
 	undoFailed bool
+
+	// ociSpec is made by the step spec and changed by plugins, who want the limits of
+	// others changed too.
+	ociSpec    *specs.Spec
+	others     []nri.Update
+	undoOthers func(context.Context) error
 }
 
 var _ = steps.Register("CreateContainer", names((*containerCreate)(nil).steps())...)
@@ -34,6 +41,8 @@ func (r *containerCreate) steps() []steps.Step {
 		{Name: "root-filesystem", Do: r.rootFS, Undo: r.undo(r.removeRootFS)},
 		{Name: "image-volumes", Do: r.imageVolumes, Undo: r.undo(r.removeImageVolumes)},
 		{Name: "spec", Do: r.spec, Undo: r.undo(r.removeBundle)},
+		{Name: "plugins", Do: r.plugins, Undo: r.undo(r.forgetInPlugins)},
+		{Name: "plugin-updates", Do: r.pluginUpdates, Undo: r.undo(r.undoPluginUpdates)},
 		{Name: "created", Do: r.created},
 	}
 }
@@ -66,7 +75,7 @@ func (e *Engine) CreateContainer(ctx context.Context, podID string, cfg *runtime
 			return "", fmt.Errorf("container %s has the name %q: %w", c.id, name, ErrExists)
 		}
 		return e.createContainer(ctx, p, &container{
-			id: newID(), name: name, pod: p, cfg: cfg, podCfg: podCfg, op: newOpLock(), exited: make(chan struct{}),
+			id: newID(), name: name, pod: p, cfg: cfg, podCfg: podCfg, op: newOpLock(), limits: newOpLock(), telling: newOpLock(), exited: make(chan struct{}),
 			rec: containerRecord{Config: config, PodConfig: podConfig},
 		})
 	})
@@ -110,6 +119,7 @@ func (e *Engine) createContainer(ctx context.Context, p *pod, c *container) (str
 	if err := steps.Run(ctx, "CreateContainer", r.steps()); err != nil {
 		return "", fmt.Errorf("create container %s: %w", c.name, err)
 	}
+	e.mentionInTurn(ctx, nri.PostCreateContainer, c)
 	return c.id, nil
 }
 
@@ -264,6 +274,7 @@ func (r *containerCreate) spec(context.Context) error {
 	c.rec.UID, c.rec.GID, c.rec.Groups = user.UID, user.GID, groupsOf(spec)
 	c.rec.AppArmor = spec.Process.ApparmorProfile
 	c.mu.Unlock()
+	r.ociSpec = spec
 	return writeBundle(e.bundleDir(c.id), spec)
 }
 

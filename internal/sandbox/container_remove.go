@@ -22,6 +22,7 @@ func (s *containerRemove) steps() []steps.Step {
 		{Name: "kill", Do: s.kill},
 		{Name: "record", Do: s.record},
 		{Name: "process", Do: s.process},
+		{Name: "plugins", Do: s.plugins},
 		{Name: "root-filesystem", Do: s.rootFS},
 		{Name: "bundle", Do: s.bundle},
 		{Name: "forget", Do: s.forget},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cri-engine/cri-engine/internal/cgroup"
 	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/steps"
 )
 
@@ -31,6 +32,7 @@ func (r *containerStart) steps() []steps.Step {
 	return []steps.Step{
 		{Name: "record", Do: r.record},
 		{Name: "create", Do: r.create, Undo: r.delete},
+		{Name: "plugins", Do: r.plugins},
 		{Name: "start", Do: r.start},
 		{Name: "running", Do: r.running},
 	}
@@ -64,10 +66,23 @@ func (e *Engine) StartContainer(ctx context.Context, id string) error {
 }
 
 func (e *Engine) startContainer(ctx context.Context, c *container) error {
+	if err := c.telling.lock(ctx); err != nil {
+		return err
+	}
 	err := steps.Run(ctx, "StartContainer", (&containerStart{e, c}).steps())
 	if err == nil {
+		e.mentionInTurn(ctx, nri.PostStartContainer, c)
+		c.telling.unlock()
 		return nil
 	}
+	c.telling.unlock()
+	e.failStart(c, err)
+	e.tellEnded(ctx, c)
+	return fmt.Errorf("start container %s: %w", c.id, err)
+}
+
+// failStart records that a container could not be started.
+func (e *Engine) failStart(c *container, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.early = nil
@@ -81,7 +96,6 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	e.records.flush(c.id)
 	e.tellContainer(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	close(c.exited)
-	return fmt.Errorf("start container %s: %w", c.id, err)
 }
 
 func (r *containerStart) record(context.Context) error {

@@ -54,6 +54,7 @@ func (e *Engine) StopContainer(ctx context.Context, id string, timeout time.Dura
 	if err := steps.Run(ctx, "StopContainer", s.steps()); err != nil {
 		return fmt.Errorf("stop container %s: %w", c.id, err)
 	}
+	e.tellEnded(ctx, c)
 	return nil
 }
 

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/steps"
 )
@@ -21,9 +23,9 @@ type containerUpdate struct {
 	c *container
 
 	phase    phase
-	old      *runtimeapi.LinuxContainerResources
 	next     *runtimeapi.LinuxContainerResources
-	nextSpec *specs.LinuxResources
+	nextSpec *specs.LinuxResources // what the OCI runtime is to change
+	before   *specs.Spec           // of the bundle
 }
 
 var _ = steps.Register("UpdateContainerResources", names((*containerUpdate)(nil).steps())...)
@@ -31,34 +33,127 @@ var _ = steps.Register("UpdateContainerResources", names((*containerUpdate)(nil)
 func (r *containerUpdate) steps() []steps.Step {
 	return []steps.Step{
 		{Name: "runtime", Do: r.runtime, Undo: r.restore},
-		{Name: "bundle", Do: r.bundle},
+		{Name: "bundle", Do: r.bundle, Undo: r.restoreBundle},
 		{Name: "record", Do: r.record},
 	}
 }
 
 // UpdateResources changes limits of a container that is created or runs; those
-// that are zero in the request stay. When it fails the container has its old ones.
+// that are zero in the request stay. Plugins may change the request, and the limits
+// of others with it. When it fails all have their old ones.
 func (e *Engine) UpdateResources(ctx context.Context, id string, request *runtimeapi.LinuxContainerResources) error {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err
+	}
+	if err := c.limits.lock(ctx); err != nil {
+		return err
+	}
+	defer c.limits.unlock()
+	if err := e.updateResources(ctx, c, request); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	e.mentionInTurn(ctx, nri.PostUpdateContainer, c)
+	return nil
+}
+
+func (e *Engine) updateResources(ctx context.Context, c *container, request *runtimeapi.LinuxContainerResources) error {
+	rec := c.read()
+	if err := updatable(&rec); err != nil {
+		return err
+	}
+	// Plugins are not asked about what can't be.
+	if _, _, err := oci.UpdatedResources(resourcesOf(&rec, c.cfg), request); err != nil {
+		return err
+	}
+	own, others := &nri.Limits{CRI: request}, []nri.Update(nil)
+	err := e.inTurn(ctx, func() error {
+		if !e.o.Plugins.Any() {
+			return nil
+		}
+		changed, also, err := e.o.Plugins.Update(ctx, e.pluginPod(c.pod), e.pluginContainer(c, nil), request)
+		if changed != nil {
+			own = changed
+		}
+		others = also
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	undo, err := e.applyOthers(ctx, others)
+	if err != nil {
+		return err
+	}
+	if err := e.setLimits(ctx, c.id, own, nil); err != nil {
+		if own.CRI != request {
+			err = pluginsFault(err)
+		}
+		return errors.Join(err, undo(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+func updatable(rec *containerRecord) error {
+	if rec.Phase != phaseRunning && rec.Phase != phaseCreated {
+		return fmt.Errorf("it is %s: %w", rec.Phase, ErrPrecondition)
+	}
+	return nil
+}
+
+// setLimits changes one container's limits, or nothing. What takes it back is
+// added to undos, where those are wanted.
+func (e *Engine) setLimits(ctx context.Context, id string, limits *nri.Limits, undos *[]func(context.Context) error) error {
+	c, err := e.findContainer(id)
+	if err != nil {
+		return err
+	}
+	if rec := c.read(); updatable(&rec) != nil { // one that has ended may be locked by who waits for plugins
+		return updatable(&rec)
 	}
 	if err := c.op.lock(ctx); err != nil {
 		return err
 	}
 	defer c.op.unlock()
 	rec := c.read()
-	if rec.Phase != phaseRunning && rec.Phase != phaseCreated {
-		return fmt.Errorf("update container %s: it is %s: %w", c.id, rec.Phase, ErrPrecondition)
+	if err := updatable(&rec); err != nil {
+		return err
 	}
-	r := &containerUpdate{e: e, c: c, phase: rec.Phase, old: resourcesOf(&rec, c.cfg)}
-	if r.next, r.nextSpec, err = oci.UpdatedResources(r.old, request); err != nil {
-		return fmt.Errorf("update container %s: %w", c.id, err)
+	r := &containerUpdate{e: e, c: c, phase: rec.Phase}
+	if r.before, err = e.readBundle(c.id); err != nil {
+		return err
+	}
+	if r.before.Linux == nil || r.before.Linux.Resources == nil {
+		return errors.New("bundle: config.json has no resources")
+	}
+	if r.next, r.nextSpec, err = oci.UpdatedResources(resourcesOf(&rec, c.cfg), limits.CRI); err != nil {
+		return err
+	}
+	if err := oci.MoreResources(r.nextSpec, limits.More); err != nil {
+		return err
 	}
 	if err := steps.Run(ctx, "UpdateContainerResources", r.steps()); err != nil {
-		return fmt.Errorf("update container %s: %w", c.id, err)
+		return err
+	}
+	if undos != nil {
+		*undos = append(*undos, func(ctx context.Context) error { return r.takeBack(ctx, rec.Resources) })
 	}
 	return nil
+}
+
+// takeBack undoes an update that has succeeded, unless the container has ended since.
+func (r *containerUpdate) takeBack(ctx context.Context, resources []byte) error {
+	if err := r.c.op.lock(ctx); err != nil {
+		return err
+	}
+	defer r.c.op.unlock()
+	rec := r.c.read()
+	if updatable(&rec) != nil {
+		return nil
+	}
+	r.phase = rec.Phase
+	err := errors.Join(r.restore(ctx), r.restoreBundle(ctx))
+	return errors.Join(err, r.e.setContainer(r.c, func(rec *containerRecord) { rec.Resources = resources }))
 }
 
 // resourcesOf are the limits that a container has now: the request's, or those of
@@ -76,10 +171,16 @@ func resourcesOf(rec *containerRecord, cfg *runtimeapi.ContainerConfig) *runtime
 
 // runtime changes the cgroup of a container that runs. One that is only created
 // has none yet: its bundle is enough.
-func (r *containerUpdate) runtime(ctx context.Context) error { return r.apply(ctx, r.nextSpec) }
+func (r *containerUpdate) runtime(ctx context.Context) error {
+	err := r.apply(ctx, r.nextSpec)
+	if err != nil { // some of it may be done: controllers are written one after the other
+		err = errors.Join(err, r.restore(context.WithoutCancel(ctx)))
+	}
+	return err
+}
 
 func (r *containerUpdate) restore(ctx context.Context) error {
-	_, spec, err := oci.UpdatedResources(r.old, nil)
+	spec, err := oci.UndoneResources(r.before.Linux.Resources, r.nextSpec)
 	if err != nil {
 		return err
 	}
@@ -101,22 +202,18 @@ func (r *containerUpdate) apply(ctx context.Context, spec *specs.LinuxResources)
 
 // bundle writes the limits where the container's start, or a look at it, finds them.
 func (r *containerUpdate) bundle(context.Context) error {
-	dir := r.e.bundleDir(r.c.id)
-	data, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	now, err := oci.OverlayResources(r.before.Linux.Resources, r.nextSpec)
 	if err != nil {
-		return fmt.Errorf("bundle: %w", err)
-	}
-	var spec specs.Spec
-	if err := json.Unmarshal(data, &spec); err != nil {
-		return fmt.Errorf("bundle: %w", err)
-	}
-	if spec.Linux == nil || spec.Linux.Resources == nil {
-		return fmt.Errorf("bundle: config.json has no resources")
-	}
-	if spec.Linux.Resources, err = oci.OverlayResources(spec.Linux.Resources, r.nextSpec); err != nil {
 		return err
 	}
-	return replaceBundle(dir, &spec)
+	spec, linux := *r.before, *r.before.Linux
+	linux.Resources = now
+	spec.Linux = &linux
+	return replaceBundle(r.e.bundleDir(r.c.id), &spec)
+}
+
+func (r *containerUpdate) restoreBundle(context.Context) error {
+	return replaceBundle(r.e.bundleDir(r.c.id), r.before)
 }
 
 func (r *containerUpdate) record(context.Context) error {

@@ -5,10 +5,12 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/hooks"
 	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/storage"
 )
 
@@ -44,6 +46,24 @@ type Devices interface {
 type Hooks interface {
 	// Apply adds those that are for a container to its spec.
 	Apply(spec *specs.Spec, c hooks.Container) error
+}
+
+// Plugins are asked and told about what happens to pods and containers.
+// *nri.Plugins is one; its package comment tells what a turn is.
+type Plugins interface {
+	// Turn waits while a plugin is synchronized; all below is called in one.
+	Turn(ctx context.Context) (end func(), err error)
+	// Any is false when there is nobody to tell.
+	Any() bool
+	// Tell returns what the first plugin that refuses says; c is nil for a pod's event.
+	Tell(ctx context.Context, ev nri.Event, p *nri.Pod, c *nri.Container) error
+	UpdatePod(ctx context.Context, p *nri.Pod, overhead, resources *runtimeapi.LinuxContainerResources) error
+	// Create returns what to change of the container, nil for nothing, and of others.
+	Create(ctx context.Context, p *nri.Pod, c *nri.Container) (*nri.Adjustment, []nri.Update, error)
+	// Update returns what the request becomes, nil for no change, and what to change of others.
+	Update(ctx context.Context, p *nri.Pod, c *nri.Container, request *runtimeapi.LinuxContainerResources) (*nri.Limits, []nri.Update, error)
+	// Stop returns what to change of others.
+	Stop(ctx context.Context, p *nri.Pod, c *nri.Container) ([]nri.Update, error)
 }
 
 // Monitor is the parent of all processes, as this package calls it.

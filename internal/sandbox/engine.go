@@ -36,6 +36,7 @@ type Options struct {
 	Devices         Devices // nil where CDI is switched off
 	Hooks           Hooks   // nil where none are configured
 	Handlers        []*oci.Handler
+	Plugins         Plugins // NRI; nil where it is off
 	CgroupDriver    oci.CgroupDriver
 	// NetNSDir is where network namespaces are pinned; "" for /run/netns.
 	NetNSDir string
@@ -93,6 +94,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 func build(o Options) (*Engine, error) {
 	if o.NetNSDir == "" {
 		o.NetNSDir = "/run/netns"
+	}
+	if o.Plugins == nil {
+		o.Plugins = noPlugins{}
 	}
 	records, err := openRecords(o.Root)
 	if err != nil {
@@ -172,15 +176,21 @@ func (e *Engine) goOwned(f func(context.Context)) {
 	e.wg.Go(func() { f(e.ctx) })
 }
 
-// retry repeats f, which cleans something up, until it succeeds or the engine is
-// closed; the next start finds what is left by its record.
-func (e *Engine) retry(what, id string, f func(context.Context) error) {
+// goRestored is goOwned for what needs the engine's start to be over.
+func (e *Engine) goRestored(f func(context.Context)) {
 	e.goOwned(func(ctx context.Context) {
 		select {
 		case <-e.restored:
+			f(ctx)
 		case <-ctx.Done():
-			return
 		}
+	})
+}
+
+// retry repeats f, which cleans something up, until it succeeds or the engine is
+// closed; the next start finds what is left by its record.
+func (e *Engine) retry(what, id string, f func(context.Context) error) {
+	e.goRestored(func(ctx context.Context) {
 		for wait := time.Second; ; wait = min(2*wait, time.Minute) {
 			err := f(ctx)
 			if err == nil {

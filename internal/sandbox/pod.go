@@ -31,6 +31,7 @@ type pod struct {
 	rec      podRecord             //
 	children map[string]*container // by id
 	stopTold bool                  // see tellPodStopped
+	told     stage                 // what plugins know; changed in a turn
 }
 
 // podName is what must be unique: kubelet's identity of one attempt at a pod.

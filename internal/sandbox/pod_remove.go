@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/steps"
 )
 
@@ -23,6 +24,7 @@ func (s *podRemove) steps() []steps.Step {
 		{Name: "record", Do: s.record},
 		{Name: "containers", Do: s.containers},
 		{Name: "teardown", Do: s.teardown},
+		{Name: "plugins", Do: s.plugins},
 		{Name: "forget", Do: s.forget},
 	}
 }
@@ -71,4 +73,7 @@ func (s *podRemove) containers(ctx context.Context) error {
 }
 
 func (s *podRemove) teardown(ctx context.Context) error { return s.e.teardown(ctx, s.p) }
-func (s *podRemove) forget(context.Context) error       { return s.e.forgetPod(s.p) }
+func (s *podRemove) plugins(ctx context.Context) error {
+	return s.e.pluginsPodIs(ctx, s.p, toldRemoved, nri.RemovePod)
+}
+func (s *podRemove) forget(context.Context) error { return s.e.forgetPod(s.p) }

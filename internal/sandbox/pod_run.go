@@ -45,6 +45,7 @@ func (r *podRun) steps() []steps.Step {
 		{Name: "files", Do: r.files},
 		{Name: "shm", Do: r.shm, Undo: r.undo(r.unmountShm)},
 		{Name: "init", Do: r.init, Undo: r.undo(r.deleteInit)},
+		{Name: "plugins", Do: r.plugins, Undo: r.undo(r.forgetInPlugins)},
 		{Name: "ready", Do: r.ready},
 	}
 }
@@ -446,6 +447,11 @@ func (e *Engine) deleteInit(ctx context.Context, p *pod) error {
 		return nil
 	}
 	return e.deleteProcess(ctx, p.id, *rec.Init)
+}
+
+func (r *podRun) plugins(ctx context.Context) error { return r.e.pluginsRunPod(ctx, r.p) }
+func (r *podRun) forgetInPlugins(ctx context.Context) error {
+	return r.e.pluginsForgetPod(ctx, r.p)
 }
 
 func (r *podRun) ready(context.Context) error {

@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/steps"
 )
 
@@ -25,6 +26,7 @@ func (s *podStop) steps() []steps.Step {
 		{Name: "record", Do: s.record},
 		{Name: "containers", Do: s.containers},
 		{Name: "init", Do: s.init},
+		{Name: "plugins", Do: s.plugins},
 		{Name: "network", Do: s.network},
 		{Name: "shm", Do: s.shm},
 		{Name: "namespaces", Do: s.namespaces},
@@ -72,16 +74,21 @@ func (s *podStop) containers(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for i, c := range list {
 		wg.Go(func() {
-			if err := c.op.lock(ctx); err != nil {
-				errs[i] = err
-				return
+			if errs[i] = s.kill(ctx, c); errs[i] == nil && c.read().Phase == phaseExited {
+				s.e.tellEnded(ctx, c) // before plugins are told of the pod's end
 			}
-			defer c.op.unlock()
-			errs[i] = s.e.killContainer(ctx, c)
 		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+func (s *podStop) kill(ctx context.Context, c *container) error {
+	if err := c.op.lock(ctx); err != nil {
+		return err
+	}
+	defer c.op.unlock()
+	return s.e.killContainer(ctx, c)
 }
 
 func (s *podStop) init(ctx context.Context) error {
@@ -90,6 +97,11 @@ func (s *podStop) init(ctx context.Context) error {
 	}
 	s.e.tellPodStopped(s.p) // nothing runs in it any more, and of each container that was told
 	return nil
+}
+
+// plugins: the containers have ended, and what the pod holds is still there.
+func (s *podStop) plugins(ctx context.Context) error {
+	return s.e.pluginsPodIs(ctx, s.p, toldEnded, nri.StopPod)
 }
 
 func (s *podStop) network(ctx context.Context) error { return s.e.detach(ctx, s.p) }

@@ -75,6 +75,9 @@ type podRecord struct {
 	// CgroupParent of its containers. OwnParent: the request named none, so it is ours to remove.
 	CgroupParent string `json:"cgroupParent"`
 	OwnParent    bool   `json:"ownParent,omitempty"`
+	// Overhead and Resources are those of the last resize, LinuxContainerResources; none before it.
+	Overhead  []byte `json:"overhead,omitempty"`
+	Resources []byte `json:"resources,omitempty"`
 }
 
 // pins are the paths of all namespaces that the pod has of its own, the owner of the others last.

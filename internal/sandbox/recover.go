@@ -57,6 +57,7 @@ func (e *Engine) recover(ctx context.Context) error {
 			return fmt.Errorf("container %s: %w", c.id, err)
 		}
 	}
+	e.noteRestored()
 	e.sweep(known)
 	klog.InfoS("Pods and containers are restored", "pods", len(pods), "containers", len(containers), "damaged", len(damaged)+len(damagedPods), "took", time.Since(start))
 	return nil
@@ -106,7 +107,7 @@ func (e *Engine) restoreContainer(rec *containerRecord) {
 	}
 	c := &container{
 		id: rec.ID, name: containerName(rec.PodID, cfg.GetMetadata()), pod: p, cfg: cfg, podCfg: podCfg,
-		op: newOpLock(), rec: *rec, exited: make(chan struct{}),
+		op: newOpLock(), limits: newOpLock(), telling: newOpLock(), rec: *rec, exited: make(chan struct{}),
 	}
 	p.children[c.id] = c
 	e.containers[c.id], e.containerNames[c.name] = c, c

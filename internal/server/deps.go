@@ -22,6 +22,8 @@ type Engine interface {
 	StopPod(ctx context.Context, id string) error
 	// RemovePod is nil when there is no such pod.
 	RemovePod(ctx context.Context, id string) error
+	// UpdatePodResources tells that a pod is to be resized; an error keeps it from that.
+	UpdatePodResources(ctx context.Context, id string, overhead, resources *runtimeapi.LinuxContainerResources) error
 	// Pod and Pods are from memory; the newest comes first.
 	Pod(id string) (*sandbox.Pod, error)
 	Pods() []*sandbox.Pod

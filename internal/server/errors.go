@@ -14,6 +14,7 @@ import (
 	"github.com/cri-engine/cri-engine/internal/cdi"
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/monitor"
+	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/sandbox"
 	"github.com/cri-engine/cri-engine/internal/storage"
@@ -50,6 +51,7 @@ var classes = []struct {
 	{syscall.EMFILE, codes.ResourceExhausted, ""},
 	{sandbox.ErrSlow, codes.ResourceExhausted, ""},
 	{sandbox.ErrEnded, codes.Unavailable, ""},
+	{nri.ErrRefused, codes.FailedPrecondition, ""},
 	{sandbox.ErrNotFound, codes.NotFound, ""},
 	{storage.ErrNotFound, codes.NotFound, ""},
 	{monitor.ErrNotFound, codes.NotFound, ""},

@@ -120,6 +120,9 @@ func (f *fake) ReopenLog(ctx context.Context, id string) error { return f.call(c
 func (f *fake) UpdateResources(ctx context.Context, id string, r *runtimeapi.LinuxContainerResources) error {
 	return f.call(ctx, fmt.Sprintf("update %s %d", id, r.GetCpuShares()))
 }
+func (f *fake) UpdatePodResources(ctx context.Context, id string, overhead, r *runtimeapi.LinuxContainerResources) error {
+	return f.call(ctx, fmt.Sprintf("update pod %s %d %d", id, overhead.GetCpuShares(), r.GetCpuShares()))
+}
 func (f *fake) ExecSync(ctx context.Context, id string, cmd []string, t time.Duration) (sandbox.ExecResult, error) {
 	return f.execResult, f.call(ctx, "exec "+id+" "+strings.Join(cmd, " ")+" "+t.String())
 }
