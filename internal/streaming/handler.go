@@ -3,6 +3,7 @@ package streaming
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -90,15 +91,38 @@ func optionsOf(q interface {
 }
 
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, q *runtimeapi.ExecRequest) {
-	o := optionsOf(q)
-	remotecommand.ServeExec(w, r, &call{s, connOf(r).ctx, *o}, "", "", q.GetContainerId(), q.GetCmd(), o,
+	c, o := s.call(r), optionsOf(q)
+	c.asked = *o
+	if speaks(r, remotecommand.StreamProtocolV5Name) {
+		s.serveV5(w, r, c, func(streams Streams) (int32, error) {
+			code, err := s.o.Engine.Exec(c.ctx, q.GetContainerId(), q.GetCmd(), streams)
+			return code, about("executing command in container", err)
+		})
+		return
+	}
+	remotecommand.ServeExec(w, r, c, "", "", q.GetContainerId(), q.GetCmd(), o,
 		s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 }
 
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, q *runtimeapi.AttachRequest) {
-	o := optionsOf(q)
-	remotecommand.ServeAttach(w, r, &call{s, connOf(r).ctx, *o}, "", "", q.GetContainerId(), o,
+	c, o := s.call(r), optionsOf(q)
+	c.asked = *o
+	if speaks(r, remotecommand.StreamProtocolV5Name) {
+		s.serveV5(w, r, c, func(streams Streams) (int32, error) {
+			return 0, about("attaching to container", s.o.Engine.Attach(c.ctx, q.GetContainerId(), streams))
+		})
+		return
+	}
+	remotecommand.ServeAttach(w, r, c, "", "", q.GetContainerId(), o,
 		s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+}
+
+// about says the same of an error as the library does.
+func about(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("error %s: %w", doing, err)
 }
 
 func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, q *runtimeapi.PortForwardRequest) {
@@ -107,8 +131,15 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, q *run
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	portforward.ServePortForward(w, r, &call{s: s, ctx: connOf(r).ctx}, q.GetPodSandboxId(), "", o,
-		s.o.IdleTimeout, s.o.CreationTimeout, portforward.SupportedProtocols)
+	c := s.call(r)
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		portforward.ServePortForward(w, r, c, q.GetPodSandboxId(), "", o, s.o.IdleTimeout, s.o.CreationTimeout, portforward.SupportedProtocols)
+	}
+	if speaks(r, tunnelProtocol) {
+		s.serveTunnel(w, r, serve)
+		return
+	}
+	serve(w, r)
 }
 
 // call is what the library calls back for one connection. The contexts that it
@@ -116,7 +147,13 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, q *run
 type call struct {
 	s     *Server
 	ctx   context.Context
+	gone  context.CancelFunc // ends ctx, and the connection with it
 	asked remotecommand.Options
+}
+
+func (s *Server) call(r *http.Request) *call {
+	conn := connOf(r)
+	return &call{s: s, ctx: conn.ctx, gone: conn.cancel}
 }
 
 // ExecInContainer runs a command; an exit code other than 0 is an error that says so.

@@ -147,7 +147,113 @@ func receive(t testing.TB, c *websocket.Conn) map[byte]string {
 	}
 }
 
-const v4 = "v4.channel.k8s.io"
+const (
+	v4 = "v4.channel.k8s.io"
+	v5 = "v5.channel.k8s.io"
+)
+
+func TestStdinCanEndBeforeTheCommandOverWebSocket(t *testing.T) {
+	s, e := listen(t, Options{})
+	c := socket(t, execURL(t, s, "echo", false), v5, nil)
+	want := "echo in c1\n"
+	for range 100 {
+		data := strings.Repeat("0123456789", 1000)
+		send(t, c, 0, data)
+		want += data
+	}
+	send(t, c, 255, "\x00")
+	got := receive(t, c)
+	if got[1] != want || !strings.Contains(got[3], `"reason":"ExitCode","message":"7"`) {
+		t.Errorf("got %d bytes of %d, status %q", len(got[1]), len(want), got[3])
+	}
+
+	c = socket(t, execURL(t, s, "size", true), v5, nil)
+	send(t, c, 4, `{"Width":101,"Height":33}`)
+	if got := receive(t, c); got[1] != "size in c1\n101x33" {
+		t.Errorf("a terminal got %q", got)
+	}
+
+	c = socket(t, execURL(t, s, "fail", false), v5, nil)
+	if got := receive(t, c); !strings.Contains(got[3], "error executing command in container: there is no such program") {
+		t.Errorf("a failure: %q", got)
+	}
+
+	u, err := s.Attach(&runtimeapi.AttachRequest{ContainerId: "c1", Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := receive(t, socket(t, u, v5, nil)); got[1] != "attached to c1\n" || !strings.Contains(got[3], "Success") {
+		t.Errorf("attached: %q", got)
+	}
+	waitFor(t, "all commands to end", func() bool { return e.running.Load() == 0 })
+}
+
+func TestWhoBreaksTheProtocolIsLeft(t *testing.T) {
+	s, e := listen(t, Options{})
+	for name, message := range map[string]string{
+		"a channel that is not the client's": "\x01x", "an end of two channels": "\xff\x00\x01", "a size that is none": "\x04{",
+		"a message that is too long": strings.Repeat("x", maxMessage+1),
+	} {
+		c := socket(t, execURL(t, s, "hang", false), v5, nil)
+		waitFor(t, "the command to run", func() bool { return e.running.Load() == 1 })
+		_ = c.WriteMessage(websocket.BinaryMessage, []byte(message))
+		waitFor(t, "the command to end after "+name, func() bool { return e.running.Load() == 0 })
+	}
+}
+
+func TestACommandThatReadsNothingDoesNotKeepItsEndFromTheClient(t *testing.T) {
+	s, _ := listen(t, Options{})
+	c := socket(t, execURL(t, s, "line", false), v5, nil)
+	send(t, c, 0, "hello\n"+strings.Repeat("more\n", 10000))
+	send(t, c, 0, "and more")
+	if got := receive(t, c); got[2] != "got hello\n" || !strings.Contains(got[3], `"message":"7"`) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestPortForwardBySPDYInWebSocket(t *testing.T) {
+	s, _ := listen(t, Options{})
+	u, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "p1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws := socket(t, u, tunnelProtocol, nil)
+	conn, err := spdy.NewClientConnection(&tunnel{Conn: ws.NetConn(), ws: ws})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i, port := range []string{"80", "9"} {
+		h := http.Header{}
+		h.Set("port", port)
+		h.Set("requestID", fmt.Sprint(i))
+		h.Set("streamType", "error")
+		failure, err := conn.CreateStream(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		failure.Close()
+		h.Set("streamType", "data")
+		data, err := conn.CreateStream(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(data, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		data.Close()
+		if port == "9" {
+			if text, _ := io.ReadAll(failure); !strings.Contains(string(text), "connection refused") {
+				t.Errorf("of a port that nobody listens on: %q", text)
+			}
+			continue
+		}
+		buf := make([]byte, 5)
+		if _, err := io.ReadFull(data, buf); err != nil || string(buf) != "HELLO" {
+			t.Errorf("got %q, %v", buf, err)
+		}
+	}
+}
 
 func TestExecOverWebSocket(t *testing.T) {
 	s, _ := listen(t, Options{})
@@ -288,9 +394,11 @@ func TestExecOverSPDYAndTLS(t *testing.T) {
 func TestAConnectionOnWhichNothingMovesIsEnded(t *testing.T) {
 	s, e := listen(t, Options{IdleTimeout: 300 * time.Millisecond})
 	t.Run("over WebSocket", func(t *testing.T) {
-		c := socket(t, execURL(t, s, "hang", false), v4, nil)
-		if got := receive(t, c); got[1] != "hang in c1\n" {
-			t.Errorf("got %q", got)
+		for _, protocol := range []string{v4, v5} {
+			c := socket(t, execURL(t, s, "hang", false), protocol, nil)
+			if got := receive(t, c); got[1] != "hang in c1\n" {
+				t.Errorf("got %q", got)
+			}
 		}
 		waitFor(t, "the command to end", func() bool { return e.running.Load() == 0 })
 	})
@@ -332,14 +440,16 @@ func TestAClientThatDoesNotOpenItsStreamsIsLeft(t *testing.T) {
 
 func TestACommandEndsWithItsClientAndWithTheServer(t *testing.T) {
 	s, e := listen(t, Options{})
-	start := func() *websocket.Conn {
-		c := socket(t, execURL(t, s, "hang", false), v4, nil)
+	start := func(protocol string) *websocket.Conn {
+		c := socket(t, execURL(t, s, "hang", false), protocol, nil)
 		waitFor(t, "the command to run", func() bool { return e.running.Load() == 1 })
 		return c
 	}
-	start().NetConn().Close()
-	waitFor(t, "the command to end", func() bool { return e.running.Load() == 0 })
-	start()
+	for _, protocol := range []string{v4, v5} {
+		start(protocol).NetConn().Close()
+		waitFor(t, "the command to end", func() bool { return e.running.Load() == 0 })
+	}
+	start(v5)
 	s.Close()
 	if n := e.running.Load(); n != 0 {
 		t.Errorf("%d commands run on after Close", n)
