@@ -77,6 +77,15 @@ test-image: build ## build the image twice on bases of our own and start what is
 	hack/setup.sh image
 	test/image/image.sh
 
+.PHONY: critest
+critest: build runc bin/critest ## Kubernetes' conformance suite for CRI; FLAGS='--mirror HOST:PORT' where there are no public registries
+	PATH='$(CURDIR)/bin':"$$PATH" go run -tags '$(TAGS)' ./test/critest $(FLAGS)
+
+# ginkgo runs specs side by side; crictl is the client that people know.
+bin/critest: tools/cri-tools/go.mod tools/cri-tools/go.sum
+	cd tools/cri-tools && $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/ sigs.k8s.io/cri-tools/cmd/crictl github.com/onsi/ginkgo/v2/ginkgo
+	cd tools/cri-tools && $(GO) test -c -trimpath -ldflags '-s -w' -o ../../bin/critest sigs.k8s.io/cri-tools/cmd/critest
+
 .PHONY: bench
 bench: build runc ## measure pods, exec, logs and memory; FLAGS=… for another endpoint
 	PATH='$(CURDIR)/bin':"$$PATH" go run -tags '$(TAGS)' ./test/bench $(FLAGS)

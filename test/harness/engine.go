@@ -30,6 +30,8 @@ type EngineOptions struct {
 	Bin, Binary string
 	// Registries are host:port of registries without TLS; the first serves short names.
 	Registries []string
+	// RegistriesConf is a file in place of the one that Registries would make.
+	RegistriesConf string
 	// ConfDir is the CNI configuration directory, "" for an empty one, so that the default network serves.
 	ConfDir string
 	// BinDirs are searched for CNI plugins before Bin/cni.
@@ -74,9 +76,12 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 			return nil, err
 		}
 	}
-	registries := filepath.Join(o.Dir, "registries.conf")
-	if err := os.WriteFile(registries, []byte(registriesConf(o.Registries)), 0o644); err != nil {
-		return nil, err
+	registries := o.RegistriesConf
+	if registries == "" {
+		registries = filepath.Join(o.Dir, "registries.conf")
+		if err := os.WriteFile(registries, []byte(registriesConf(o.Registries)), 0o644); err != nil {
+			return nil, err
+		}
 	}
 	return e, os.WriteFile(e.ConfigFile, []byte(e.config(registries)), 0o644)
 }
