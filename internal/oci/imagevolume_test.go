@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -134,6 +135,23 @@ func TestImageDeclaredVolumes(t *testing.T) {
 		var invalid *InvalidError
 		if err := MakeVolumes(in.RootFS, in.Image, 0, 0); !errors.As(err, &invalid) {
 			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// What an image's author put into the image decides what the path means, but never
+// makes it lead out.
+func FuzzImageSubPath(f *testing.F) {
+	for _, s := range []string{"data", "absolute", "upwards/file", "loop", "a/../b", "//x", "\x00", "link/../../x"} {
+		f.Add(s, "/../../../etc")
+	}
+	f.Fuzz(func(t *testing.T, sub, target string) {
+		root := imageRoot(t)
+		_ = os.Symlink(target, root+"/link") // whatever can be one
+		m := &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "i"}, ImageSubPath: sub}
+		got, err := imageSource("m", root, m)
+		if err == nil && got != root && !strings.HasPrefix(got, root+"/") {
+			t.Errorf("%q leads to %q", sub, got)
 		}
 	})
 }

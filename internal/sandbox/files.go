@@ -41,15 +41,17 @@ func writePodFiles(dir string, p *pod) error {
 	if err != nil {
 		return err
 	}
-	uid, gid := p.root()
 	for name, text := range map[string]string{resolvFile: resolv, hostsFile: hosts, hostnameFile: hostname + "\n"} {
 		path := filepath.Join(dir, name)
-		err := os.WriteFile(path, []byte(text), 0o644)
-		if err == nil {
-			err = os.Chown(path, uid, gid)
-		}
-		if err != nil {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
+		}
+		if p.idMappings() == nil {
+			continue
+		}
+		uid, gid := p.root()
+		if err := os.Chown(path, uid, gid); err != nil {
+			return fmt.Errorf("give %s to the pod's root: %w", name, err)
 		}
 	}
 	return nil

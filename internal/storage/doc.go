@@ -29,6 +29,11 @@
 // deletes it. They outlive the process, mounts included: [Store.Close] touches
 // none. [Store.RootFSes] says which there are, for the sweep at start.
 //
+// With mapped ids (idmap.go), for a pod with a user namespace, the layers below are
+// mounted with the user namespace's ids, not copied. The library takes a fork of
+// this process for a moment, to have such a namespace; mounts that a death in that
+// moment leaves are detached before anything is deleted through them.
+//
 // # Figures
 //
 // What images and writable layers use is measured by one goroutine at a bounded
