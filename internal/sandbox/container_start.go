@@ -24,6 +24,8 @@ const startErrorCode = 128
 type containerStart struct {
 	e *Engine
 	c *container
+	// begun lets clients that attached before the start write to stdin.
+	begun func()
 }
 
 var _ = steps.Register("StartContainer", names((*containerStart)(nil).steps())...)
@@ -69,7 +71,12 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	if err := c.telling.lock(ctx); err != nil {
 		return err
 	}
-	err := steps.Run(ctx, "StartContainer", (&containerStart{e, c}).steps())
+	r := &containerStart{e: e, c: c}
+	err := steps.Run(ctx, "StartContainer", r.steps())
+	if r.begun == nil {
+		r.begun = c.openGate(err == nil)
+	}
+	r.begun()
 	if err == nil {
 		e.mentionInTurn(ctx, nri.PostStartContainer, c)
 		c.telling.unlock()
@@ -128,8 +135,10 @@ func (r *containerStart) create(ctx context.Context) error {
 	})
 	if err != nil {
 		_ = r.delete(context.WithoutCancel(ctx))
+		return err
 	}
-	return err
+	r.begun = r.c.openGate(true)
+	return nil
 }
 
 // makeLogDir makes the directory of a container's log, path, whose end rel is
