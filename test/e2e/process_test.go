@@ -413,6 +413,12 @@ func TestResources(t *testing.T) {
 				t.Errorf("exit code %d, reason %q", s.ExitCode, s.Reason)
 			}
 		})
+		t.Run("one that lives on and ends well has not been killed for memory", func(t *testing.T) {
+			c := p.run(t, busyboxImage, shell("payload eat 200; exit 0"), resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 30 << 20, MemorySwapLimitInBytes: 30 << 20}))
+			if s := c.wait(t); s.ExitCode != 0 || s.Reason != "Completed" {
+				t.Errorf("exit code %d, reason %q", s.ExitCode, s.Reason)
+			}
+		})
 		t.Run("the pod's cgroup parent is used", func(t *testing.T) {
 			q := e.runPod(t, func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/kubepods/burstable/pod123" })
 			c := q.run(t, busyboxImage, sleeper)
