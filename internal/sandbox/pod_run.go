@@ -19,6 +19,7 @@ import (
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/steps"
+	"github.com/cri-engine/cri-engine/internal/systemd"
 )
 
 // podRun makes one pod sandbox. Its steps are where a pod starts.
@@ -486,13 +487,16 @@ func (e *Engine) teardown(ctx context.Context, p *pod) error {
 	if err := errors.Join(e.unmountShm(p.id), e.unpin(p)); err != nil {
 		return err
 	}
-	return errors.Join(e.removePodDir(p.id), e.removeOwnParent(p))
+	return errors.Join(e.removePodDir(p.id), e.removeOwnParent(ctx, p))
 }
 
-func (e *Engine) removeOwnParent(p *pod) error {
+func (e *Engine) removeOwnParent(ctx context.Context, p *pod) error {
 	rec := p.read()
-	if !rec.OwnParent || isSlice(rec.CgroupParent) { // systemd collects empty slices itself
+	if !rec.OwnParent {
 		return nil
+	}
+	if isSlice(rec.CgroupParent) {
+		return systemd.RemoveSlice(ctx, rec.CgroupParent)
 	}
 	return cgroup.Remove(rec.CgroupParent)
 }

@@ -25,6 +25,10 @@
 // cgroups, interfaces, firewall rules, System V objects and files with what was
 // there before it, and the daemon's and monitor's descriptors too.
 //
+// CRI_ENGINE_E2E_SLOW is how many times slower than a usual one the machine is: every
+// limit of time is that many times longer. CRI_ENGINE_E2E_PREBUILT is a directory with
+// what is built otherwise (payload, cri-engine-failpoints), for a machine without Go.
+//
 // Other knobs: KILLS, how many kills each process gets in the kill test;
 // SEED, its random seed; CRI_ENGINE_E2E_SCRATCH, a directory on a filesystem
 // that overlayfs takes as an upper layer; CRI_ENGINE_E2E_KEEP=1 keeps it.

@@ -62,7 +62,7 @@ func (w *World) engineNotStarted(t *testing.T, options ...with) *Engine {
 	t.Helper()
 	w.count++
 	o := harness.EngineOptions{
-		Dir: filepath.Join(w.Dir, fmt.Sprintf("engine%d", w.count)), State: fmt.Sprintf("/run/cri-engine-e2e%d", w.count),
+		Dir: filepath.Join(w.Dir, fmt.Sprintf("engine%d", w.count)), State: fmt.Sprintf("/run/cri-engine-e2e%d-%d", os.Getpid(), w.count),
 		Bin: binDir, Registries: []string{w.Registry.Addr},
 	}
 	for _, option := range options {
@@ -112,7 +112,7 @@ func (e *Engine) end(t *testing.T) {
 		t.Logf("the engine's log:\n%s", e.LogTail(8000))
 	}
 	e.conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), slowly(20*time.Second))
 	defer cancel()
 	if err := e.Close(ctx); err != nil {
 		t.Error(err)
@@ -171,14 +171,17 @@ func (e *Engine) alive() bool {
 // call gives a request the time that a kubelet would.
 func call(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slowly(2*time.Minute))
 	t.Cleanup(cancel)
 	return ctx
 }
 
+// slowly is the limit of time on this machine for what may take d on a usual one.
+func slowly(d time.Duration) time.Duration { return harness.Slowly(d) }
+
 func within(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
+	ctx, cancel := context.WithTimeout(context.Background(), slowly(d))
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -235,7 +238,7 @@ func (e *Engine) killAndWaitForNew(t testing.TB, pid int, which func() int) int 
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatalf("kill %d: %v", pid, err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(slowly(20 * time.Second)); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if now := which(); now != pid && now != 0 {
 			return now
 		}
@@ -261,7 +264,7 @@ func wantCode(t testing.TB, err error, code codes.Code, texts ...string) {
 // eventually asks until ok or the time is up, and then fails with what was wanted.
 func eventually(t testing.TB, d time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(d); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(slowly(d)); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %v: %s", d, what)
 		}

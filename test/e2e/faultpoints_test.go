@@ -225,7 +225,7 @@ func dieAt(t *testing.T, e *Engine, point, next string, prepare trigger) {
 	err := request(within(t, time.Minute))
 	select {
 	case <-e.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(slowly(5 * time.Second)):
 		_ = os.Remove(armed)
 		t.Fatalf("the daemon lives: the call did not pass here (its result: %v)", err)
 	}

@@ -112,7 +112,7 @@ func TestFigures(t *testing.T) {
 		})
 		t.Run("a pod's figures are those of its cgroup, its network and its processes", func(t *testing.T) {
 			before := e.podStats(t, p.ID)
-			if conn, err := net.DialTimeout("tcp", net.JoinHostPort(p.ip(t), "81"), 5*time.Second); err == nil {
+			if conn, err := net.DialTimeout("tcp", net.JoinHostPort(p.ip(t), "81"), slowly(5*time.Second)); err == nil {
 				conn.Close()
 				t.Error("somebody listens on port 81")
 			}
@@ -268,7 +268,7 @@ func (l *listener) next(t testing.TB, n int) []string {
 			got = append(got, strings.TrimSuffix(strings.TrimPrefix(r.ContainerEventType.String(), "CONTAINER_"), "_EVENT")+" "+r.ContainerId)
 		case err := <-l.failed:
 			t.Fatalf("after %q: %v", got, err)
-		case <-time.After(30 * time.Second):
+		case <-time.After(slowly(30 * time.Second)):
 			t.Fatalf("no more came after %q", got)
 		}
 	}
@@ -290,7 +290,7 @@ func TestEvents(t *testing.T) {
 			var stopped *runtimeapi.ContainerEventResponse
 			select {
 			case stopped = <-l.events:
-			case <-time.After(30 * time.Second):
+			case <-time.After(slowly(30 * time.Second)):
 				t.Fatal("its end is not told")
 			}
 			if stopped.ContainerEventType != runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT || stopped.ContainerId != c.ID ||

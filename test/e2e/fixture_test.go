@@ -36,11 +36,11 @@ func pushImages(ctx context.Context, r *harness.Registry) error {
 	if err != nil {
 		return err
 	}
-	payload := filepath.Join(scratchDir, "payload")
-	if err := harness.BuildPayload(filepath.Join(repoDir, "test/e2e/testdata/payload"), payload); err != nil {
+	file, err := payload()
+	if err != nil {
 		return err
 	}
-	program, err := os.ReadFile(payload)
+	program, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
@@ -190,7 +190,7 @@ func (p *Pod) remove(t testing.TB) {
 	if !p.e.alive() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // also from a cleanup, where call(t) is over
+	ctx, cancel := context.WithTimeout(context.Background(), slowly(time.Minute)) // also from a cleanup, where call(t) is over
 	defer cancel()
 	if _, err := p.e.rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.ID}); err != nil && !isNotFound(err) {
 		t.Errorf("stop pod %s: %v", p.Config.Metadata.Name, err)

@@ -38,7 +38,7 @@ func knob(t *testing.T, name string, otherwise uint64) uint64 {
 // socket (Unavailable), or it died with the call under way. Any other answer,
 // and none within two minutes, is the caller's.
 func retried(ctx context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, slowly(2*time.Minute))
 	defer cancel()
 	for {
 		err := f(ctx)
@@ -135,7 +135,7 @@ func (s *storm) monitor() (keeper, pump int) {
 
 // settled waits until two processes, of which gone is none, guard each other.
 func (s *storm) settled(gone int) {
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(slowly(30 * time.Second)); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if k, p := s.monitor(); k > 0 && p > 0 && k != gone && p != gone && k != p && syscall.Kill(k, 0) == nil && syscall.Kill(p, 0) == nil {
 			return
 		}
@@ -200,7 +200,7 @@ func (s *storm) remove(c *Container) {
 
 // await waits for the end and fails unless it is the one that was meant.
 func (s *storm) await(c *Container, code int32) {
-	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(slowly(2 * time.Minute)); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		st := s.status(c)
 		if st == nil {
 			return

@@ -84,7 +84,10 @@ func requirements() error {
 		missing = append(missing, "root")
 	}
 	packages := map[string]string{"runc": "runc", "crun": "crun", "busybox": "busybox-static", "docker-registry": "docker-registry",
-		"nft": "nftables", "iptables": "iptables", "ip": "iproute2", "go": "golang"}
+		"nft": "nftables", "iptables": "iptables", "ip": "iproute2"}
+	if prebuiltDir() == "" {
+		packages["go"] = "golang"
+	}
 	for tool, pkg := range packages {
 		if _, err := exec.LookPath(tool); err != nil {
 			missing = append(missing, tool+" (Debian: apt-get install "+pkg+")")
@@ -93,6 +96,9 @@ func requirements() error {
 	var err error
 	if repoDir, err = filepath.Abs("../.."); err != nil {
 		return err
+	}
+	if dir := prebuiltDir(); dir != "" {
+		repoDir = dir
 	}
 	binDir = os.Getenv("BIN")
 	if binDir == "" {
@@ -109,21 +115,43 @@ func requirements() error {
 	return nil
 }
 
-// prepare makes what all worlds share: a copy of this program that stays where
-// it is when /tmp is hidden, the payload, and a registry's directory full of images.
-func prepare() error {
-	self, err := os.ReadFile("/proc/self/exe")
+// prebuiltDir holds what is built here otherwise, for a machine without Go and the
+// repository: the payload, and the daemon with fail points.
+func prebuiltDir() string { return os.Getenv("CRI_ENGINE_E2E_PREBUILT") }
+
+const (
+	payloadName = "payload"
+	faultsName  = "cri-engine-failpoints"
+)
+
+// payload puts the program that tests run inside containers into the run's scratch directory.
+func payload() (string, error) {
+	out := filepath.Join(scratchDir, payloadName)
+	if dir := prebuiltDir(); dir != "" {
+		return out, copyFile(filepath.Join(dir, payloadName), out)
+	}
+	return out, harness.BuildPayload(filepath.Join(repoDir, "test/e2e/testdata/payload"), out)
+}
+
+func copyFile(from, to string) error {
+	text, err := os.ReadFile(from)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(scratchDir, "e2e.test"), self, 0o755); err != nil {
+	return os.WriteFile(to, text, 0o755)
+}
+
+// prepare makes what all worlds share: a copy of this program that stays where
+// it is when /tmp is hidden, the payload, and a registry's directory full of images.
+func prepare() error {
+	if err := copyFile("/proc/self/exe", filepath.Join(scratchDir, "e2e.test")); err != nil {
 		return err
 	}
 	dir := filepath.Join(scratchDir, "registry")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slowly(time.Minute))
 	defer cancel()
 	registry, err := harness.StartRegistry(ctx, harness.RegistryOptions{Dir: dir})
 	if err != nil {
@@ -137,8 +165,14 @@ func prepare() error {
 // of a test: a world has no module cache to rely on.
 func buildFaults(t *testing.T) {
 	t.Helper()
-	faultsBin = filepath.Join(scratchDir, "cri-engine-failpoints")
+	faultsBin = filepath.Join(scratchDir, faultsName)
 	if os.Getenv(roleEnv) != "" {
+		return
+	}
+	if dir := prebuiltDir(); dir != "" {
+		if err := copyFile(filepath.Join(dir, faultsName), faultsBin); err != nil {
+			t.Fatal(err)
+		}
 		return
 	}
 	build := exec.Command("go", "build", "-tags", "failpoints containers_image_openpgp exclude_graphdriver_btrfs", "-o", faultsBin, "./cmd/cri-engine")

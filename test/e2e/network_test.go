@@ -29,7 +29,7 @@ func (p *Pod) httpServer(t testing.TB, port int) *Container {
 		address = "127.0.0.1" // the host's network
 	}
 	eventually(t, 10*time.Second, "the server in the pod listens", func() bool {
-		conn, err := net.DialTimeout("tcp", net.JoinHostPort(address, fmt.Sprint(port)), time.Second)
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort(address, fmt.Sprint(port)), slowly(time.Second))
 		if err == nil {
 			conn.Close()
 		}
@@ -40,7 +40,7 @@ func (p *Pod) httpServer(t testing.TB, port int) *Container {
 
 func get(t testing.TB, url string) string {
 	t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: slowly(10 * time.Second), Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(url)
 	if err != nil {
 		t.Errorf("%v", err)
@@ -99,7 +99,7 @@ func TestNetworks(t *testing.T) {
 				t.Errorf("another pod gets %q", got)
 			}
 			p.remove(t)
-			if conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), time.Second); err == nil {
+			if conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), slowly(time.Second)); err == nil {
 				conn.Close()
 				t.Error("the host port answers after the pod was removed")
 			}
@@ -306,7 +306,7 @@ func TestNetworkConfiguration(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 			start := time.Now()
 			refused(t)
-			if took := time.Since(start); took > 15*time.Second {
+			if took := time.Since(start); took > slowly(15*time.Second) {
 				t.Errorf("it took %v with a time-out of 3s", took)
 			}
 		})

@@ -37,7 +37,7 @@ func connect(address, protocol string) (*streamClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	nc, err := net.DialTimeout("tcp", u.Host, 10*time.Second)
+	nc, err := net.DialTimeout("tcp", u.Host, slowly(10*time.Second))
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func connect(address, protocol string) (*streamClient, error) {
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "SPDY/3.1")
 	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
-	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(slowly(10 * time.Second)))
 	if err := req.Write(nc); err != nil {
 		nc.Close()
 		return nil, err
@@ -61,7 +61,7 @@ func connect(address, protocol string) (*streamClient, error) {
 		nc.Close()
 		return nil, err
 	}
-	_ = nc.SetDeadline(time.Now().Add(streamLimit))
+	_ = nc.SetDeadline(time.Now().Add(slowly(streamLimit)))
 	conn, err := spdy.NewClientConnection(nc)
 	return &streamClient{nc: nc, conn: conn}, err
 }

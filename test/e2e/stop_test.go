@@ -36,7 +36,7 @@ func TestStop(t *testing.T) {
 		t.Run("a container that minds SIGTERM ends at once with its own code", func(t *testing.T) {
 			c := p.run(t, busyboxImage, shell("trap 'exit 9' TERM; while :; do sleep 0.02; done"))
 			c.exec(t, "true") // by then the trap is set
-			if took := stopTime(t, c, 30); took > 3*time.Second {
+			if took := stopTime(t, c, 30); took > slowly(3*time.Second) {
 				t.Errorf("it took %v", took)
 			}
 			if s := c.status(t); s.ExitCode != 9 {
@@ -45,7 +45,7 @@ func TestStop(t *testing.T) {
 		})
 		t.Run("one that does not is killed at the deadline", func(t *testing.T) {
 			c := deaf(t)
-			if took := stopTime(t, c, 1); took < time.Second || took > 3*time.Second {
+			if took := stopTime(t, c, 1); took < time.Second || took > slowly(3*time.Second) {
 				t.Errorf("it took %v", took)
 			}
 			if s := c.status(t); s.ExitCode != 137 || !strings.Contains(c.stdout(t), "signal 15") {
@@ -54,7 +54,7 @@ func TestStop(t *testing.T) {
 		})
 		t.Run("a time-out of 0 kills at once", func(t *testing.T) {
 			c := deaf(t)
-			if took := stopTime(t, c, 0); took > 2*time.Second {
+			if took := stopTime(t, c, 0); took > slowly(2*time.Second) {
 				t.Errorf("it took %v", took)
 			}
 			if s := c.status(t); s.ExitCode != 137 {
@@ -92,7 +92,7 @@ func TestStop(t *testing.T) {
 			time.Sleep(200 * time.Millisecond)
 			c.stop(t, 1)
 			wg.Wait()
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > slowly(5*time.Second) {
 				t.Errorf("it took %v", took)
 			}
 		})
@@ -198,7 +198,7 @@ func TestStop(t *testing.T) {
 			c := q.run(t, busyboxImage, command("payload", "trap", "1"))
 			start := time.Now()
 			q.stop(t)
-			if took := time.Since(start); took > 15*time.Second {
+			if took := time.Since(start); took > slowly(15*time.Second) {
 				t.Errorf("it took %v", took)
 			}
 			if s := c.status(t); s.State != runtimeapi.ContainerState_CONTAINER_EXITED {

@@ -134,7 +134,7 @@ func TestExecStreams(t *testing.T) {
 				t.Fatalf("%v, %v", err, resp)
 			}
 			defer socket.Close()
-			_ = socket.SetReadDeadline(time.Now().Add(time.Minute))
+			_ = socket.SetReadDeadline(time.Now().Add(slowly(time.Minute)))
 			if err := socket.WriteMessage(websocket.BinaryMessage, []byte("\x00word\n")); err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +154,7 @@ func TestExecStreams(t *testing.T) {
 			s := mustConnect(t, c.execURL(t, streamsWanted{stdout: true}, "sh", "-c", "sleep 1000 & echo done"), streamsWanted{stdout: true})
 			wantRead(t, s.stdout, "done\n")
 			start := time.Now()
-			if s.code(t) != 0 || time.Since(start) > 20*time.Second {
+			if s.code(t) != 0 || time.Since(start) > slowly(20*time.Second) {
 				t.Errorf("it took %s", time.Since(start))
 			}
 		})
@@ -366,7 +366,7 @@ func TestClientsThatVanish(t *testing.T) {
 		before := e.footprint(t)
 		round(cuts)
 		after := e.footprint(t)
-		for deadline := time.Now().Add(time.Minute); !after.within(before) && time.Now().Before(deadline); after = e.footprint(t) {
+		for deadline := time.Now().Add(slowly(time.Minute)); !after.within(before) && time.Now().Before(deadline); after = e.footprint(t) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		if t.Logf("before: %+v, after: %+v", before, after); !after.within(before) {

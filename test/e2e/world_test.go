@@ -69,9 +69,9 @@ func inWorld(t *testing.T, body func(t *testing.T, w *World)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), worldLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), slowly(worldLimit))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(scratchDir, "e2e.test"), "-test.v", "-test.timeout=30m", "-test.run="+childPattern(t.Name()))
+	cmd := exec.CommandContext(ctx, filepath.Join(scratchDir, "e2e.test"), "-test.v", "-test.timeout="+slowly(worldLimit).String(), "-test.run="+childPattern(t.Name()))
 	cmd.Env = append(os.Environ(), roleEnv+"=init", cgroupsEnv+"="+strings.Join(cgroups, ":"), nameEnv+"="+name,
 		scratchEnv+"="+scratchDir, binEnv+"="+binDir, repoEnv+"="+repoDir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -411,7 +411,7 @@ func loopbackUp() error {
 // arrive readies a world, or the machine itself, for the test that runs in it.
 func arrive(t *testing.T) *World {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), slowly(time.Minute))
 	defer cancel()
 	w := &World{Dir: worldDir}
 	if onHost() {

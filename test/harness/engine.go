@@ -174,7 +174,7 @@ func (e *Engine) Spawn() error {
 
 // Ready waits until the daemon answers Version, which it does only once it knows the truth.
 func (e *Engine) Ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, Slowly(60*time.Second))
 	defer cancel()
 	conn, err := Dial(e.Socket)
 	if err != nil {
@@ -259,7 +259,7 @@ func (e *Engine) MonitorPids() []int {
 // KillMonitor ends the monitor for good. Its processes guard each other, so
 // they are all stopped before any of them is killed.
 func (e *Engine) KillMonitor() error {
-	for range 50 {
+	for end := time.Now().Add(Slowly(time.Second)); time.Now().Before(end); {
 		pids := e.MonitorPids()
 		if len(pids) == 0 {
 			return nil

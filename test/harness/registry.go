@@ -98,7 +98,7 @@ func freeAddr() (string, error) {
 }
 
 func (r *Registry) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, Slowly(20*time.Second))
 	defer cancel()
 	for {
 		resp, err := r.do(ctx, http.MethodGet, "/v2/", "", nil)
