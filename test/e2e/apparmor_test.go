@@ -51,7 +51,7 @@ func appArmor(kind runtimeapi.SecurityProfile_ProfileType, ref string) container
 }
 
 func oldAppArmor(value string) containerOption {
-	return security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ApparmorProfile = value })
+	return security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ApparmorProfile = value }) //nolint:staticcheck // SA1019: older kubelets set it
 }
 
 var withSysAdmin = security(func(s *runtimeapi.LinuxContainerSecurityContext) {
