@@ -271,6 +271,23 @@ func eventually(t testing.TB, d time.Duration, what string, ok func() bool) {
 	}
 }
 
+// underSystemd says whether systemd makes the engine's cgroups.
+func (e *Engine) underSystemd(t testing.TB) bool {
+	t.Helper()
+	resp, err := e.rt.RuntimeConfig(call(t), &runtimeapi.RuntimeConfigRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
+}
+
+func stopUnit(t testing.TB, name string) {
+	t.Helper()
+	if out, err := exec.Command("systemctl", "stop", name).CombinedOutput(); err != nil {
+		t.Errorf("systemctl stop %s: %v\n%s", name, err, out)
+	}
+}
+
 func isNotFound(err error) bool { return status.Code(err) == codes.NotFound }
 
 func statusMessage(err error) string { return status.Convert(err).Message() }
