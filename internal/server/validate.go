@@ -264,9 +264,8 @@ func checkMap(field string, m map[string]string) error {
 }
 
 func checkPodLinux(field string, l *runtimeapi.LinuxPodSandboxConfig) error {
-	sc := l.GetSecurityContext()
-	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
-		return invalid(field+".security_context.run_as_group", "", "needs run_as_user")
+	if err := checkPodUser(field+".security_context.", l.GetSecurityContext()); err != nil {
+		return err
 	}
 	if len(l.GetSysctls()) > maxSysctls {
 		return invalid(field+".sysctls", "", "has more than %d entries", maxSysctls)
@@ -280,6 +279,41 @@ func checkPodLinux(field string, l *runtimeapi.LinuxPodSandboxConfig) error {
 		}
 	}
 	return checkCgroupParent(field+".cgroup_parent", l.GetCgroupParent())
+}
+
+// checkPodUser checks a pod's user, which no process of ours runs as: a request that is
+// refused for a container is not taken for its pod.
+func checkPodUser(field string, sc *runtimeapi.LinuxSandboxSecurityContext) error {
+	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
+		return invalid(field+"run_as_group", "", "needs run_as_user")
+	}
+	return first(
+		func() error { return checkUID(field+"run_as_user", sc.GetRunAsUser().GetValue()) },
+		func() error { return checkUID(field+"run_as_group", sc.GetRunAsGroup().GetValue()) },
+		func() error {
+			for i, g := range sc.GetSupplementalGroups() {
+				if err := checkUID(fmt.Sprintf("%ssupplemental_groups[%d]", field, i), g); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		func() error {
+			policy := sc.GetSupplementalGroupsPolicy()
+			if _, known := runtimeapi.SupplementalGroupsPolicy_name[int32(policy)]; !known {
+				return invalid(field+"supplemental_groups_policy", policy.String(), "is unknown")
+			}
+			return nil
+		},
+	)
+}
+
+// checkUID checks a user's or group's number; all ones means "no change" to the kernel.
+func checkUID(field string, id int64) error {
+	if id < 0 || id >= math.MaxUint32 {
+		return invalid(field, strconv.FormatInt(id, 10), "is not between 0 and %d", uint32(math.MaxUint32-1))
+	}
+	return nil
 }
 
 // checkCgroupParent keeps the path below the cgroups' root; the driver's own

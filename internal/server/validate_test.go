@@ -41,6 +41,14 @@ func containerConfig() *runtimeapi.ContainerConfig {
 	}
 }
 
+// podUser changes the security context of a pod with a user.
+func podUser(change func(*runtimeapi.LinuxSandboxSecurityContext)) func(*runtimeapi.PodSandboxConfig) {
+	return func(p *runtimeapi.PodSandboxConfig) {
+		p.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{RunAsUser: &runtimeapi.Int64Value{Value: 1}}
+		change(p.Linux.SecurityContext)
+	}
+}
+
 // wantInvalid checks that an error is about the field.
 func wantInvalid(t testing.TB, err error, field string) {
 	t.Helper()
@@ -95,6 +103,15 @@ func TestCheckPodConfig(t *testing.T) {
 		{"a group without a user", func(p *pod) {
 			p.Linux.SecurityContext = &runtimeapi.LinuxSandboxSecurityContext{RunAsGroup: &runtimeapi.Int64Value{Value: 1}}
 		}, "config.linux.security_context.run_as_group"},
+		{"a negative user", podUser(func(sc *runtimeapi.LinuxSandboxSecurityContext) { sc.RunAsUser.Value = -1 }), "config.linux.security_context.run_as_user"},
+		{"the user that means no change", podUser(func(sc *runtimeapi.LinuxSandboxSecurityContext) { sc.RunAsUser.Value = 1<<32 - 1 }), "config.linux.security_context.run_as_user"},
+		{"a group out of range", podUser(func(sc *runtimeapi.LinuxSandboxSecurityContext) {
+			sc.RunAsGroup = &runtimeapi.Int64Value{Value: 1 << 32}
+		}), "config.linux.security_context.run_as_group"},
+		{"a supplemental group out of range", podUser(func(sc *runtimeapi.LinuxSandboxSecurityContext) { sc.SupplementalGroups = []int64{1, -1} }),
+			"config.linux.security_context.supplemental_groups[1]"},
+		{"an unknown policy of groups", podUser(func(sc *runtimeapi.LinuxSandboxSecurityContext) { sc.SupplementalGroupsPolicy = 7 }),
+			"config.linux.security_context.supplemental_groups_policy"},
 		{"a sysctl that is a path", func(p *pod) { p.Linux.Sysctls = map[string]string{"net/../../x": "1"} }, "config.linux.sysctls"},
 		{"a sysctl with two lines", func(p *pod) { p.Linux.Sysctls = map[string]string{"net.x": "1\n2"} }, "config.linux.sysctls[net.x]"},
 		{"a cgroup parent with traversal", func(p *pod) { p.Linux.CgroupParent = "/kubepods/../.." }, "config.linux.cgroup_parent"},
