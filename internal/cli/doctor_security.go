@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"github.com/cri-engine/cri-engine/internal/apparmor"
 )
@@ -36,16 +38,32 @@ func checkAppArmor(_ context.Context, m *machine) finding {
 	return ok("on; the engine loads its profile when it starts")
 }
 
+// Where policies say how they label containers: one that Podman's package puts over the
+// distribution's, and the distribution's for a policy.
+const (
+	containerContexts = "/usr/share/containers/selinux/contexts"
+	policyContexts    = "/etc/selinux/%s/contexts/lxc_contexts"
+)
+
 func checkSELinux(_ context.Context, m *machine) finding {
+	wanted := m.cfg.Runtime.SELinux
 	if !m.exists("/sys/fs/selinux/enforce") {
+		if wanted {
+			return warn("", "not in this kernel, or selinuxfs is not mounted: [runtime] selinux does nothing")
+		}
 		return ok("not in this kernel")
 	}
 	mode := "permissive"
 	if m.read("/sys/fs/selinux/enforce") == "1" {
 		mode = "enforcing"
 	}
-	if !m.exists("/etc/selinux/targeted/contexts/lxc_contexts") {
-		return warn(m.install("selinux-policy-default", "container-selinux"), "%s, without a policy for containers", mode)
+	policy := strings.Trim(m.field("/etc/selinux/config", "SELINUXTYPE="), `"`)
+	known := m.exists(containerContexts) || m.exists(fmt.Sprintf(policyContexts, policy))
+	switch {
+	case !wanted:
+		return warn("", "%s, and [runtime] selinux is false: no label keeps containers apart", mode)
+	case !known:
+		return fail(m.install("selinux-policy-default", "container-selinux"), "%s, and the policy %q does not know containers: the engine does not start with [runtime] selinux", mode, policy)
 	}
-	return ok("%s", mode)
+	return ok("%s; each pod has a level of its own", mode)
 }

@@ -65,8 +65,7 @@ func TestChecks(t *testing.T) {
 		{"a kernel without AppArmor", checkAppArmor, files{}, verdictOK, "not enabled in this kernel", ""},
 		{"AppArmor's profiles can't be seen", checkAppArmor, files{"/sys/module/apparmor/parameters/enabled": "Y\n"}, verdictOK, "mount securityfs", ""},
 		{"a kernel without SELinux", checkSELinux, files{}, verdictOK, "not in this kernel", ""},
-		{"SELinux without a policy for containers", checkSELinux, files{"/sys/fs/selinux/enforce": "1"},
-			verdictWarn, "enforcing, without", "selinux-policy-default"},
+		{"SELinux that the engine does not use", checkSELinux, files{"/sys/fs/selinux/enforce": "1"}, verdictWarn, "enforcing, and [runtime] selinux is false", ""},
 		{"an old kernel", checkKernel, files{"/proc/sys/kernel/osrelease": "4.19.0-27-amd64\n"}, verdictFail, "older than 5.4", ""},
 		{"a broken policy.json", checkImageConfig, files{"/etc/containers/policy.json": "{"}, verdictFail, "/etc/containers/policy.json: unexpected end", ""},
 		{"a broken registries.conf", checkImageConfig, files{"/etc/containers/registries.conf": "unqualified = ["}, verdictFail, "/etc/containers/registries.conf: toml", ""},
@@ -103,6 +102,26 @@ func TestCheckAppArmor(t *testing.T) {
 		want = verdictOK
 	}
 	check("the built-in one", want, "on", func(*machine) {})
+}
+
+func TestCheckSELinux(t *testing.T) {
+	const enforce, config = "/sys/fs/selinux/enforce", "/etc/selinux/config"
+	for name, c := range map[string]struct {
+		files  map[string]string
+		want   verdict
+		detail string
+	}{
+		"asked for and not there":        {nil, verdictWarn, "does nothing"},
+		"a policy that knows containers": {map[string]string{enforce: "1", config: "SELINUXTYPE=default\n", "/etc/selinux/default/contexts/lxc_contexts": ""}, verdictOK, "enforcing"},
+		"another policy's containers":    {map[string]string{enforce: "0", config: "SELINUXTYPE=mls\n", "/etc/selinux/default/contexts/lxc_contexts": ""}, verdictFail, `permissive, and the policy "mls"`},
+		"the package of Podman's":        {map[string]string{enforce: "0", containerContexts: ""}, verdictOK, "permissive"},
+	} {
+		m := fakeMachine(t, c.files)
+		m.cfg.Runtime.SELinux = true
+		if f := checkSELinux(t.Context(), m); f.Status != c.want || !strings.Contains(f.Detail, c.detail) {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
 }
 
 func TestCheckSpace(t *testing.T) {

@@ -42,6 +42,8 @@ type Runtime struct {
 	DefaultCapabilities []string `toml:"default_capabilities"`
 	// SeccompProfile replaces the built-in RuntimeDefault profile: a JSON file.
 	SeccompProfile string `toml:"seccomp_profile"`
+	// SELinux: label containers where the kernel has it.
+	SELinux bool `toml:"selinux"`
 	// AppArmor: use it where the kernel has it.
 	AppArmor bool `toml:"apparmor"`
 	// AppArmorProfile is a loaded profile that replaces the built-in RuntimeDefault one,

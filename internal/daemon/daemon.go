@@ -78,6 +78,7 @@ func Run(ctx context.Context, o Options) error {
 				"cni":         p.networks.Status(),
 				"cniHandlers": p.networkStatus(),
 				"apparmor":    p.apparmor.Info(),
+				"selinux":     p.labels.Info(),
 				"daemon":      map[string]any{"pid": os.Getpid(), "goroutines": runtime.NumGoroutine(), "streaming": streams.Address()},
 			}
 		},

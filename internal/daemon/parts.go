@@ -20,6 +20,7 @@ import (
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/config"
 	"github.com/cri-engine/cri-engine/internal/hooks"
+	"github.com/cri-engine/cri-engine/internal/labels"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/nri"
 	"github.com/cri-engine/cri-engine/internal/oci"
@@ -36,6 +37,7 @@ type parts struct {
 	monitor         *monitor.Client
 	handlers        []*oci.Handler
 	apparmor        *apparmor.Profiles
+	labels          *labels.Labeler
 	driver          oci.CgroupDriver
 	plugins         *nri.Plugins // nil where NRI is off
 }
@@ -53,6 +55,10 @@ func open(ctx context.Context, o Options) (_ *parts, err error) {
 		return nil, err
 	}
 	if p.plugins, err = openPlugins(o); err != nil {
+		return nil, err
+	}
+	// Before the image store, which labels by itself where SELinux is not off.
+	if p.labels, err = labels.Open(o.Config.Runtime.SELinux); err != nil {
 		return nil, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -249,7 +255,7 @@ func handlerConfigs(r config.Runtime, driver oci.CgroupDriver) ([]oci.HandlerCon
 func newEngine(ctx context.Context, c config.Config, p *parts) (*sandbox.Engine, error) {
 	o := sandbox.Options{
 		Root: c.Root, State: c.State, Config: c,
-		Images: p.store, Networks: p.networks, Monitor: p.monitor, AppArmor: p.apparmor,
+		Images: p.store, Networks: p.networks, Monitor: p.monitor, AppArmor: p.apparmor, Labels: p.labels,
 		Handlers: p.handlers, CgroupDriver: p.driver,
 		HandlerNetworks: map[string]sandbox.Networks{},
 	}

@@ -277,20 +277,26 @@ func (b *builder) mountOptions(field string, options []string) ([]string, error)
 	return options, nil
 }
 
-// RelabelPaths returns the host paths, resolved, whose mounts ask for an
-// SELinux label of their own (selinux_relabel). [ContainerSpec] has checked
-// the same mounts; setting the labels is the caller's.
-func RelabelPaths(config *runtimeapi.ContainerConfig) ([]string, error) {
-	var paths []string
+// Relabel is a volume that is to have its container's SELinux label.
+type Relabel struct {
+	// Field is the one that asks for it, Path the volume on the host, without links.
+	Field, Path string
+}
+
+// Relabels returns the volumes whose mounts ask for a label (selinux_relabel).
+// [ContainerSpec] has checked the same mounts; setting the labels is the caller's.
+func Relabels(config *runtimeapi.ContainerConfig) ([]Relabel, error) {
+	var list []Relabel
 	for i, m := range config.GetMounts() {
 		if !m.GetSelinuxRelabel() || m.GetHostPath() == "" {
 			continue
 		}
-		p, err := resolveHostPath(fmt.Sprintf("config.mounts[%d].host_path", i), m.GetHostPath())
+		field := fmt.Sprintf("config.mounts[%d]", i)
+		p, err := resolveHostPath(field+".host_path", m.GetHostPath())
 		if err != nil {
 			return nil, err
 		}
-		paths = append(paths, p)
+		list = append(list, Relabel{Field: field + ".selinux_relabel", Path: p})
 	}
-	return paths, nil
+	return list, nil
 }

@@ -148,11 +148,11 @@ func TestMounts(t *testing.T) {
 	})
 	t.Run("mounts that ask for a label are told, links resolved", func(t *testing.T) {
 		in := mounting(t, &runtimeapi.Mount{ContainerPath: "/a", HostPath: dir + "/link", SelinuxRelabel: true}, &runtimeapi.Mount{ContainerPath: "/b", HostPath: "/"})
-		paths, err := RelabelPaths(in.Config)
+		got, err := Relabels(in.Config)
 		if err != nil {
 			t.Fatal(err)
 		}
-		equal(t, "paths", paths, []string{dir})
+		equal(t, "volumes", got, []Relabel{{Field: "config.mounts[0].selinux_relabel", Path: dir}})
 	})
 }
 

@@ -57,6 +57,14 @@ func containerName(podID string, m *runtimeapi.ContainerMetadata) string {
 	return fmt.Sprintf("%s/%s/%d", podID, m.GetName(), m.GetAttempt())
 }
 
+// namespaceOptions are the container's own or, where it has none, its pod's; never nil.
+func (c *container) namespaceOptions() *runtimeapi.NamespaceOption {
+	if o := c.cfg.GetLinux().GetSecurityContext().GetNamespaceOptions(); o != nil {
+		return o
+	}
+	return sandboxOptions(c.pod.cfg)
+}
+
 func (c *container) read() containerRecord {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -93,6 +101,7 @@ func (e *Engine) snapshot(c *container) *Container {
 		Info: map[string]any{
 			"phase": r.Phase, "bundle": e.bundleDir(c.id), "pid": r.Process.Pid, "runtime": r.Process.Runtime,
 			"cgroups": r.Process.Cgroups, "apparmorProfile": r.AppArmor,
+			"selinux": r.Labels,
 		},
 	}
 	if r.Phase == phaseRunning {

@@ -41,6 +41,7 @@ func (r *containerCreate) steps() []steps.Step {
 		{Name: "root-filesystem", Do: r.rootFS, Undo: r.undo(r.removeRootFS)},
 		{Name: "image-volumes", Do: r.imageVolumes, Undo: r.undo(r.removeImageVolumes)},
 		{Name: "spec", Do: r.spec, Undo: r.undo(r.removeBundle)},
+		{Name: "relabel", Do: r.relabel},
 		{Name: "plugins", Do: r.plugins, Undo: r.undo(r.forgetInPlugins)},
 		{Name: "plugin-updates", Do: r.pluginUpdates, Undo: r.undo(r.undoPluginUpdates)},
 		{Name: "created", Do: r.created},
@@ -135,11 +136,18 @@ func (r *containerCreate) undo(f func(context.Context) error) func(context.Conte
 
 func (r *containerCreate) record(context.Context) error {
 	e, c := r.e, r.c
+	pair, err := e.containerLabels(c)
+	if err != nil {
+		return err
+	}
+	c.rec.Labels = pair
 	if err := e.records.saveContainer(&c.rec); err != nil {
+		e.o.Labels.Release(pair)
 		return err
 	}
 	if !c.pod.adopt(c) {
 		_ = e.records.deleteContainer(c.id)
+		e.o.Labels.Release(pair)
 		return fmt.Errorf("pod sandbox %s is not ready: %w", c.pod.id, ErrPrecondition)
 	}
 	e.index(c)
@@ -187,6 +195,7 @@ func (e *Engine) forgetContainer(c *container) error {
 	if err := e.records.deleteContainer(c.id); err != nil {
 		return err
 	}
+	e.o.Labels.Release(c.read().Labels)
 	e.freeContainerName(c)
 	e.mu.Lock()
 	delete(e.containers, c.id)
@@ -251,6 +260,7 @@ func (r *containerCreate) spec(context.Context) error {
 		ImageVolumes:    imageVolumePaths(c.rec.Volumes),
 		DeviceOwnership: e.o.Config.Runtime.DeviceOwnershipFromSecurityContext,
 	}
+	in.ProcessLabel, in.MountLabel = c.rec.Labels.Process, c.rec.Labels.Mount
 	dir := e.podDir(c.pod.id)
 	in.ResolvConf, in.Hosts, in.HostnameFile = filepath.Join(dir, resolvFile), filepath.Join(dir, hostsFile), filepath.Join(dir, hostnameFile)
 	in.Hostname = c.pod.cfg.GetHostname()
@@ -302,10 +312,7 @@ func imageName(cfg *runtimeapi.ContainerConfig) string {
 func (e *Engine) containerNamespaces(c *container) (oci.Namespaces, error) {
 	podRec := c.pod.read()
 	ns := oci.Namespaces{Net: podRec.NetNS, IPC: podRec.IPCNS, UTS: podRec.UTSNS, User: podRec.UserNS}
-	o := c.cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	if o == nil {
-		o = sandboxOptions(c.pod.cfg)
-	}
+	o := c.namespaceOptions()
 	if err := checkContainerUserNamespace(c.pod, o); err != nil {
 		return ns, err
 	}

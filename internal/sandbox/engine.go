@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/cri-engine/cri-engine/internal/config"
+	"github.com/cri-engine/cri-engine/internal/labels"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/pause"
@@ -33,8 +34,9 @@ type Options struct {
 	HandlerNetworks map[string]Networks
 	Monitor         Monitor
 	AppArmor        oci.AppArmor
-	Devices         Devices // nil where CDI is switched off
-	Hooks           Hooks   // nil where none are configured
+	Labels          *labels.Labeler // gives SELinux labels; nil for none
+	Devices         Devices         // nil where CDI is switched off
+	Hooks           Hooks           // nil where none are configured
 	Handlers        []*oci.Handler
 	Plugins         Plugins // NRI; nil where it is off
 	CgroupDriver    oci.CgroupDriver
@@ -111,7 +113,13 @@ func build(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Labels == nil {
+		o.Labels = labels.Off("not asked for")
+	}
 	pauseRootFS, err := pause.Install(filepath.Join(o.State, "pause"))
+	if err == nil {
+		err = o.Labels.Relabel(context.Background(), pauseRootFS, o.Labels.Shared())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pause binary: %w", err)
 	}

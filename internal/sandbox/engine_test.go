@@ -18,6 +18,7 @@ import (
 
 	"github.com/cri-engine/cri-engine/internal/cni"
 	"github.com/cri-engine/cri-engine/internal/config"
+	"github.com/cri-engine/cri-engine/internal/labels"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 	"github.com/cri-engine/cri-engine/internal/oci"
 	"github.com/cri-engine/cri-engine/internal/storage"
@@ -28,9 +29,11 @@ import (
 type world struct {
 	t           testing.TB
 	root, state string
+	labels      *labels.Labeler
 
 	mu        sync.Mutex // Protects what is below.
 	rootFSes  map[string]bool
+	labelled  []string // mount labels of root filesystems, in order
 	processes map[string]*monitor.Info
 	signals   []string
 	detached  []string
@@ -51,7 +54,7 @@ func (w *world) engine() *Engine {
 	e, err := New(w.t.Context(), Options{
 		Root: w.root, State: w.state, Config: config.Default(), Images: w, Networks: w, Monitor: w,
 		Handlers:     []*oci.Handler{{HandlerConfig: oci.HandlerConfig{Name: "auto", Type: "runc"}, Binary: "/bin/true", OCIVersion: "1.0.2"}},
-		CgroupDriver: oci.Cgroupfs, NetNSDir: filepath.Join(w.state, "netns"),
+		CgroupDriver: oci.Cgroupfs, NetNSDir: filepath.Join(w.state, "netns"), Labels: w.labels,
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -81,13 +84,14 @@ func (w *world) Image(ref string) (storage.Image, error) {
 	return storage.Image{ID: "sha256:" + strings.Repeat("1", 64), Config: ociv1.ImageConfig{Cmd: []string{"/bin/sh"}}}, nil
 }
 
-func (w *world) CreateRootFS(ctx context.Context, id, _ string, _ storage.RootFSOptions) (storage.RootFS, error) {
+func (w *world) CreateRootFS(ctx context.Context, id, _ string, o storage.RootFSOptions) (storage.RootFS, error) {
 	if err := w.at(ctx, "CreateRootFS"); err != nil {
 		return storage.RootFS{}, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.rootFSes[id] = true
+	w.labelled = append(w.labelled, o.MountLabel)
 	dir := filepath.Join(w.root, "rootfs", id)
 	return storage.RootFS{Path: dir}, os.MkdirAll(dir, 0o700)
 }

@@ -94,7 +94,7 @@ func (p *pod) snapshot() *Pod {
 		Cgroup: oci.CgroupPath(p.rec.CgroupParent),
 		Info: map[string]any{
 			"phase": p.rec.Phase, "runtimeHandler": p.rec.Handler, "cgroupParent": p.rec.CgroupParent,
-			"ipcNamespace": p.rec.IPCNS, "utsNamespace": p.rec.UTSNS, "userNamespace": p.rec.UserNS,
+			"ipcNamespace": p.rec.IPCNS, "utsNamespace": p.rec.UTSNS, "userNamespace": p.rec.UserNS, "selinux": p.rec.Labels,
 		},
 	}
 	if p.rec.Result != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/selinux/go-selinux/label"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -179,7 +180,13 @@ func (r *podRun) undo(f func(context.Context) error) func(context.Context) error
 
 func (r *podRun) record(context.Context) error {
 	e, p := r.e, r.p
+	pair, err := e.podLabels(p.cfg)
+	if err != nil {
+		return err
+	}
+	p.rec.Labels = pair
 	if err := e.records.savePod(&p.rec); err != nil {
+		e.o.Labels.Release(pair)
 		return err
 	}
 	e.mu.Lock()
@@ -211,6 +218,7 @@ func (e *Engine) forgetPod(p *pod) error {
 	if err := e.records.deletePod(p.id); err != nil {
 		return err
 	}
+	e.o.Labels.Release(p.read().Labels)
 	e.freePodName(p)
 	e.mu.Lock()
 	delete(e.pods, p.id)
@@ -366,8 +374,11 @@ func (e *Engine) detach(ctx context.Context, p *pod) error {
 	return e.o.Networks.Del(ctx, network)
 }
 
-func (r *podRun) files(context.Context) error {
-	return writePodFiles(r.e.podDir(r.p.id), r.p)
+func (r *podRun) files(ctx context.Context) error {
+	if err := writePodFiles(r.e.podDir(r.p.id), r.p); err != nil {
+		return err
+	}
+	return r.e.labelFiles(ctx, r.p)
 }
 
 // shmSize is what Docker and the kubelet's users are used to.
@@ -382,7 +393,7 @@ func (r *podRun) shm(context.Context) error {
 		return err
 	}
 	uid, gid := r.p.root()
-	opts := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid)
+	opts := label.FormatMountLabel(fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid), r.p.rec.Labels.Mount)
 	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, opts); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
 	}
@@ -412,8 +423,9 @@ func (r *podRun) init(ctx context.Context) error {
 	spec, err := oci.PauseSpec(oci.PauseInput{
 		ID: p.id, Pod: p.cfg, RootFS: e.pauseRootFS, Handler: r.handler,
 		CgroupDriver: e.o.CgroupDriver, CgroupParent: p.rec.CgroupParent,
-		Namespaces: oci.Namespaces{Net: p.rec.NetNS, IPC: p.rec.IPCNS, UTS: p.rec.UTSNS, User: p.rec.UserNS},
-		IDMappings: p.idMappings(),
+		Namespaces:   oci.Namespaces{Net: p.rec.NetNS, IPC: p.rec.IPCNS, UTS: p.rec.UTSNS, User: p.rec.UserNS},
+		IDMappings:   p.idMappings(),
+		ProcessLabel: p.initLabel(), MountLabel: p.rec.Labels.Mount,
 	})
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cri-engine/cri-engine/internal/cgroup"
 	"github.com/cri-engine/cri-engine/internal/cni"
+	"github.com/cri-engine/cri-engine/internal/labels"
 	"github.com/cri-engine/cri-engine/internal/monitor"
 )
 
@@ -72,6 +73,8 @@ type podRecord struct {
 	Result  *cni.Result `json:"result,omitempty"`
 	// Init is the sandbox process, where the pod needs one. Written before it is created.
 	Init *process `json:"init,omitempty"`
+	// Labels are SELinux's. Their level is in use as long as the record is there.
+	Labels labels.Pair `json:"labels,omitzero"`
 	// CgroupParent of its containers. OwnParent: the request named none, so it is ours to remove.
 	CgroupParent string `json:"cgroupParent"`
 	OwnParent    bool   `json:"ownParent,omitempty"`
@@ -117,6 +120,8 @@ type containerRecord struct {
 	UID    int64   `json:"uid"`
 	GID    int64   `json:"gid"`
 	Groups []int64 `json:"groups,omitempty"`
+	// Labels are SELinux's, as in podRecord; that of processes is "" where they are not confined.
+	Labels labels.Pair `json:"labels,omitzero"`
 	// AppArmor is the profile that confines it, "" for none.
 	AppArmor string `json:"apparmor,omitempty"`
 

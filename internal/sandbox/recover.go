@@ -91,6 +91,7 @@ func (e *Engine) restorePod(rec *podRecord) {
 	cfg, _ := decodePod(rec.Config) // load checked it
 	p := &pod{id: rec.ID, name: podName(cfg.GetMetadata()), cfg: cfg, op: newOpLock(), rec: *rec, children: map[string]*container{}}
 	e.pods[p.id], e.podNames[p.name] = p, p
+	e.o.Labels.Reserve(rec.Labels)
 }
 
 // restoreContainer: one whose pod's record is gone gets a pod that is stopped,
@@ -111,6 +112,7 @@ func (e *Engine) restoreContainer(rec *containerRecord) {
 	}
 	p.children[c.id] = c
 	e.containers[c.id], e.containerNames[c.name] = c, c
+	e.o.Labels.Reserve(rec.Labels)
 }
 
 // remains is a record of all that a pod may have had, for one whose own record is
@@ -176,7 +178,10 @@ func (e *Engine) restoreDamaged(id string, known map[string]monitor.Info) {
 		rec.RootFS = spec.Root.Path
 	}
 	if spec.Linux != nil {
-		rec.Cgroup = spec.Linux.CgroupsPath
+		rec.Cgroup, rec.Labels.Mount = spec.Linux.CgroupsPath, spec.Linux.MountLabel
+	}
+	if spec.Process != nil {
+		rec.Labels.Process, rec.AppArmor = spec.Process.SelinuxLabel, spec.Process.ApparmorProfile
 	}
 	if _, ok := known[id]; ok {
 		rec.Phase = phaseStarting // decided by what the monitor says

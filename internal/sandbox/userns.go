@@ -100,9 +100,9 @@ func (c *container) streamsOwner() *monitor.Owner {
 
 // rootFSOptions are those of all that a container has mounted of images.
 func (c *container) rootFSOptions() storage.RootFSOptions {
-	m := c.pod.idMappings()
-	if m == nil {
-		return storage.RootFSOptions{}
+	o := storage.RootFSOptions{MountLabel: c.read().Labels.Mount}
+	if m := c.pod.idMappings(); m != nil {
+		o.UIDs, o.GIDs = storage.IDRange(m.UIDs), storage.IDRange(m.GIDs)
 	}
-	return storage.RootFSOptions{UIDs: storage.IDRange(m.UIDs), GIDs: storage.IDRange(m.GIDs)}
+	return o
 }
