@@ -8,7 +8,8 @@ import (
 
 // namePrefix begins the name of every default profile, of whatever version.
 // Containers of two versions may share a PID namespace, so the rules about other
-// processes name all of them.
+// processes name all of them, with whatever is stacked on one: a container with
+// no_new_privs has the profile of its OCI runtime too.
 const namePrefix = "cri-engine-default-"
 
 // defaultRules confine a container whose request names no profile. What files,
@@ -32,8 +33,8 @@ const defaultRules = `
   deny /sys/{[^f],f[^s],fs/[^c],fs/c[^g]}** wklx,
   deny /sys/{firmware,kernel/security,devices/virtual/powercap}/** rwklx,
 
-  ptrace (read, readby, trace, tracedby) peer=` + namePrefix + `*,
-  signal (receive, send) peer=` + namePrefix + `*,
+  ptrace (read, readby, trace, tracedby) peer=` + namePrefix + `**,
+  signal (receive, send) peer=` + namePrefix + `**,
   signal (receive) peer=unconfined,
   signal (receive) peer=runc,
   signal (receive) peer=crun,
