@@ -57,7 +57,13 @@ func checkRuntime(ctx context.Context, m *machine) finding {
 	if err != nil {
 		return fail("", "%v", err)
 	}
-	found, err := oci.FindHandlers(ctx, handlers(&m.cfg.Config, driver), filepath.Join(dir, "runtime"))
+	// The container's program must be where programs may run, which /run often is not.
+	programs, err := os.MkdirTemp(nearest(m.cfg.Root), "cri-engine-doctor-")
+	if err != nil {
+		return fail("", "no scratch directory: %v", err)
+	}
+	defer os.RemoveAll(programs)
+	found, err := oci.FindHandlers(ctx, handlers(&m.cfg.Config, driver), filepath.Join(dir, "runtime"), programs)
 	var names []string
 	for _, h := range found {
 		version, _, _ := strings.Cut(h.Version, "\n")

@@ -261,6 +261,13 @@ func (f *fakeRuntime) StartContainer(_ context.Context, r *runtimeapi.StartConta
 	defer f.mu.Unlock()
 	c := f.container(r.GetContainerId())
 	c.State = runtimeapi.ContainerState_CONTAINER_RUNNING
+	if log := c.GetLogPath(); log != "" { // it is there when this call returns
+		file, err := os.OpenFile(log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		file.Close()
+	}
 	if f.program != nil {
 		c.ExitCode = f.program(c.GetLogPath())
 		c.State = runtimeapi.ContainerState_CONTAINER_EXITED

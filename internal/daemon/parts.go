@@ -216,7 +216,7 @@ func findHandlers(ctx context.Context, c config.Config, driver oci.CgroupDriver)
 	if err != nil {
 		return nil, err
 	}
-	handlers, err := oci.FindHandlers(ctx, configs, c.State)
+	handlers, err := oci.FindHandlers(ctx, configs, c.State, c.Root)
 	name := c.Runtime.DefaultHandler
 	if !slices.ContainsFunc(handlers, func(h *oci.Handler) bool { return h.Name == name }) {
 		return nil, fmt.Errorf("OCI runtime of the default handler %s: %w", name, err)

@@ -63,13 +63,14 @@ type Handler struct {
 // type auto, a container is really run (and removed) with crun and, when that
 // fails, with runc; of others, version and features are asked. What was found
 // out is kept in stateDir until a binary, the cgroups or the boot changes, so
-// only the first call takes its 0.1 s or so.
+// only the first call takes its 0.1 s or so. The container's program is put beneath
+// rootDir: stateDir may be where nothing is executed (Debian mounts /run noexec).
 //
 // A handler that was configured and does not work is an error that says why;
 // the errors of all such are joined, and the handlers that do work are
 // returned beside it.
-func FindHandlers(ctx context.Context, configs []HandlerConfig, stateDir string) ([]*Handler, error) {
-	p := &prober{stateDir: stateDir, cache: openProbeCache(stateDir)}
+func FindHandlers(ctx context.Context, configs []HandlerConfig, stateDir, rootDir string) ([]*Handler, error) {
+	p := &prober{stateDir: stateDir, rootDir: rootDir, cache: openProbeCache(stateDir)}
 	defer p.cache.save()
 	var found []*Handler
 	var errs []error
@@ -87,6 +88,7 @@ func FindHandlers(ctx context.Context, configs []HandlerConfig, stateDir string)
 // prober finds handlers for one call.
 type prober struct {
 	stateDir string
+	rootDir  string
 	cache    *probeCache
 }
 
@@ -148,7 +150,7 @@ func (p *prober) probe(ctx context.Context, c HandlerConfig, trial bool) (*Handl
 	}
 	h := newHandler(c, binary, known)
 	if trial && known.Trial == "" {
-		switch err := runTrial(ctx, h, p.stateDir); {
+		switch err := runTrial(ctx, h, p.stateDir, p.rootDir); {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):

@@ -43,7 +43,7 @@ func TestFindHandlers(t *testing.T) {
 		state := t.TempDir()
 		find := func() *Handler {
 			t.Helper()
-			found, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, state)
+			found, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, state, state)
 			if err != nil || len(found) != 1 {
 				t.Fatalf("found %v, error %v", found, err)
 			}
@@ -69,7 +69,7 @@ func TestFindHandlers(t *testing.T) {
 	})
 	t.Run("one that does not know features is believed its version", func(t *testing.T) {
 		binary, _ := fakeRuntime(t, "crun-9", saysVersion, "exit 1")
-		found, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, t.TempDir())
+		found, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, t.TempDir(), t.TempDir())
 		if err != nil || found[0].OCIVersion != "1.2.0" || found[0].Type != typeCrun || found[0].RecursiveReadOnlyMounts {
 			t.Errorf("found %+v, error %v", found, err)
 		}
@@ -78,14 +78,14 @@ func TestFindHandlers(t *testing.T) {
 		binary, _ := fakeRuntime(t, "runc", saysVersion, `echo '{'`)
 		state := t.TempDir()
 		write(t, state+"/handlers.json", "{\x00")
-		if found, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, state); err != nil || found[0].OCIVersion != "1.2.0" {
+		if found, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, state, state); err != nil || found[0].OCIVersion != "1.2.0" {
 			t.Errorf("found %+v, error %v", found, err)
 		}
 	})
 	t.Run("one that floods us is refused, and the others are found beside it", func(t *testing.T) {
 		flood, _ := fakeRuntime(t, "runc", "head -c 5000000 /dev/zero", "exit 1")
 		good, _ := fakeRuntime(t, "runc", saysVersion, saysFeatures)
-		found, err := FindHandlers(ctx, []HandlerConfig{{Name: "flood", Path: flood}, {Name: "good", Path: good}}, t.TempDir())
+		found, err := FindHandlers(ctx, []HandlerConfig{{Name: "flood", Path: flood}, {Name: "good", Path: good}}, t.TempDir(), t.TempDir())
 		if err == nil || !strings.Contains(err.Error(), "handler flood: ") || len(found) != 1 || found[0].Name != "good" {
 			t.Errorf("found %v, error %v", found, err)
 		}
@@ -94,7 +94,7 @@ func TestFindHandlers(t *testing.T) {
 		binary, _ := fakeRuntime(t, "runc", "exec sleep 60", "exit 1")
 		ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 		defer cancel()
-		if _, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, t.TempDir()); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := FindHandlers(ctx, []HandlerConfig{{Name: "mine", Path: binary}}, t.TempDir(), t.TempDir()); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -108,7 +108,7 @@ func TestFindHandlers(t *testing.T) {
 		"one that says nothing":        {Name: "x", Path: silent},
 	} {
 		t.Run(name+" is an error", func(t *testing.T) {
-			if found, err := FindHandlers(ctx, []HandlerConfig{c}, t.TempDir()); err == nil || len(found) != 0 {
+			if found, err := FindHandlers(ctx, []HandlerConfig{c}, t.TempDir(), t.TempDir()); err == nil || len(found) != 0 {
 				t.Errorf("found %v", found)
 			}
 		})

@@ -41,7 +41,7 @@ func realNode(tb testing.TB) *node {
 	busybox := staticBusybox(tb)
 	n := &node{TB: tb, dir: tb.TempDir(), cgroups: "/cri-engine-test-" + rand.Text()}
 	tb.Cleanup(n.removeCgroups)
-	found, err := FindHandlers(context.Background(), []HandlerConfig{{Name: "auto", CgroupDriver: Cgroupfs}}, n.dir)
+	found, err := FindHandlers(context.Background(), []HandlerConfig{{Name: "auto", CgroupDriver: Cgroupfs}}, n.dir, filepath.Join(n.dir, "trial"))
 	if errors.Is(err, exec.ErrNotFound) {
 		tb.Skip("needs runc or crun: ", err)
 	}
@@ -463,7 +463,7 @@ func TestRealTrial(t *testing.T) {
 	n := realNode(t)
 	t.Run("the trial leaves nothing but its result", func(t *testing.T) {
 		state := t.TempDir()
-		if _, err := FindHandlers(context.Background(), []HandlerConfig{{Name: "auto", CgroupDriver: Cgroupfs}}, state); err != nil {
+		if _, err := FindHandlers(context.Background(), []HandlerConfig{{Name: "auto", CgroupDriver: Cgroupfs}}, state, t.TempDir()); err != nil {
 			t.Fatal(err)
 		}
 		left, err := os.ReadDir(state)
@@ -480,7 +480,7 @@ func TestRealTrial(t *testing.T) {
 		h := *n.handler
 		h.Binary = binary
 		state := t.TempDir()
-		if err := runTrial(context.Background(), &h, state); err == nil || !strings.Contains(err.Error(), "create") {
+		if err := runTrial(context.Background(), &h, state, t.TempDir()); err == nil || !strings.Contains(err.Error(), "create") {
 			t.Errorf("error %v", err)
 		}
 		if left, _ := os.ReadDir(state); len(left) != 0 {

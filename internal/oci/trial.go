@@ -26,7 +26,7 @@ const trialTimeout = time.Minute
 // end, delete, with limits in a cgroup of its own. It is our pause program
 // with an argument, so what it prints proves that it ran. Nothing is left of
 // it, whether it worked or not.
-func runTrial(ctx context.Context, h *Handler, stateDir string) (err error) {
+func runTrial(ctx context.Context, h *Handler, stateDir, rootDir string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, trialTimeout)
 	defer cancel()
 	if err := os.MkdirAll(stateDir, 0o711); err != nil {
@@ -41,7 +41,7 @@ func runTrial(ctx context.Context, h *Handler, stateDir string) (err error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return err
 	}
-	t := &trial{handler: h, dir: dir, id: "cri-engine-trial-" + rand.Text()}
+	t := &trial{handler: h, dir: dir, rootDir: rootDir, id: "cri-engine-trial-" + rand.Text()}
 	spec, err := t.spec()
 	if err != nil {
 		return err
@@ -55,12 +55,12 @@ func runTrial(ctx context.Context, h *Handler, stateDir string) (err error) {
 
 // trial is a container that lives in one call of runTrial.
 type trial struct {
-	handler *Handler
-	dir, id string
+	handler          *Handler
+	dir, rootDir, id string
 }
 
 func (t *trial) spec() (*specs.Spec, error) {
-	rootfs, err := pause.Install(t.dir)
+	rootfs, err := pause.Install(filepath.Join(t.rootDir, "pause"))
 	if err != nil {
 		return nil, err
 	}

@@ -116,7 +116,8 @@ func build(o Options) (*Engine, error) {
 	if o.Labels == nil {
 		o.Labels = labels.Off("not asked for")
 	}
-	pauseRootFS, err := pause.Install(filepath.Join(o.State, "pause"))
+	// Beneath root, since Debian mounts /run so that nothing there is executed.
+	pauseRootFS, err := pause.Install(filepath.Join(o.Root, "pause"))
 	if err == nil {
 		err = o.Labels.Relabel(context.Background(), pauseRootFS, o.Labels.Shared())
 	}

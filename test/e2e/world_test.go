@@ -244,7 +244,7 @@ func enterWorld() error {
 		{"sysfs", "/sys", "sysfs", ""}, // shows the interfaces of this network namespace
 		{"tmpfs", "/sys/fs/cgroup", "tmpfs", "mode=755"},
 		{"tmpfs", "/dev/shm", "tmpfs", "mode=1777"},
-		{"tmpfs", "/run", "tmpfs", "mode=755"},
+		{"tmpfs", "/run", "tmpfs noexec", "mode=755"}, // as Debian has it
 		{scratch, insideDir + "/scratch", "bind", ""},
 		{own, insideDir + "/world", "bind", ""},
 		{bin, insideDir + "/bin", "bind", ""},
@@ -337,6 +337,9 @@ func mountAt(source, target, fsType, options string) error {
 		return err
 	}
 	flags := uintptr(0)
+	if kind, noexec := strings.CutSuffix(fsType, " noexec"); noexec {
+		flags, fsType = unix.MS_NOEXEC, kind
+	}
 	if fsType == "bind" {
 		flags, fsType = unix.MS_BIND, ""
 	}
