@@ -62,7 +62,7 @@ func checkRuntime(ctx context.Context, m *machine) finding {
 	if err != nil {
 		return fail("", "no scratch directory: %v", err)
 	}
-	defer os.RemoveAll(programs)
+	defer func() { _ = os.RemoveAll(programs) }()
 	found, err := oci.FindHandlers(ctx, handlers(&m.cfg.Config, driver), filepath.Join(dir, "runtime"), programs)
 	var names []string
 	for _, h := range found {
