@@ -44,8 +44,6 @@ type container struct {
 	// early are exits that were told before the start was recorded.
 	early []monitor.Info
 	told  stage // what plugins know; changed in a turn
-	// gate is where clients wait that attach before the start; nil without any.
-	gate *startGate
 	// stdin is what attached clients share; nil while none of them has it.
 	stdin *sharedStdin
 	// exited is closed when the container has ended; made anew by each start.

@@ -24,8 +24,6 @@ const startErrorCode = 128
 type containerStart struct {
 	e *Engine
 	c *container
-	// begun lets clients that attached before the start write to stdin.
-	begun func()
 }
 
 var _ = steps.Register("StartContainer", names((*containerStart)(nil).steps())...)
@@ -71,12 +69,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	if err := c.telling.lock(ctx); err != nil {
 		return err
 	}
-	r := &containerStart{e: e, c: c}
-	err := steps.Run(ctx, "StartContainer", r.steps())
-	if r.begun == nil {
-		r.begun = c.openGate(err == nil)
-	}
-	r.begun()
+	err := steps.Run(ctx, "StartContainer", (&containerStart{e, c}).steps())
 	if err == nil {
 		e.mentionInTurn(ctx, nri.PostStartContainer, c)
 		c.telling.unlock()
@@ -135,10 +128,8 @@ func (r *containerStart) create(ctx context.Context) error {
 	})
 	if err != nil {
 		_ = r.delete(context.WithoutCancel(ctx))
-		return err
 	}
-	r.begun = r.c.openGate(true)
-	return nil
+	return err
 }
 
 // makeLogDir makes the directory of a container's log, path, whose end rel is

@@ -33,8 +33,7 @@ type streamsRequest interface {
 }
 
 // checkStreams refuses what the proto forbids, and a container that does not run,
-// before a client is sent on its way. Attaching to one that was not started yet
-// waits for its start.
+// before a client is sent on its way.
 func (s *Server) checkStreams(r streamsRequest) error {
 	if err := checkID("container_id", r.GetContainerId()); err != nil {
 		return err
@@ -49,8 +48,7 @@ func (s *Server) checkStreams(r streamsRequest) error {
 	if err != nil {
 		return err
 	}
-	_, attach := r.(*runtimeapi.AttachRequest)
-	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING && !(attach && c.State == runtimeapi.ContainerState_CONTAINER_CREATED) {
+	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return status.Errorf(codes.FailedPrecondition, "container %s does not run: it is %s", c.ID, c.State)
 	}
 	return nil
