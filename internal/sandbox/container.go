@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -38,12 +37,12 @@ type container struct {
 	telling opLock
 	// snap is what lists and statuses see; nil while the container is being made.
 	snap atomic.Pointer[Container]
+	told toldStage // what plugins know of it
 
 	mu  sync.Mutex      // Protects what is below. Held for memory and one record's write only.
 	rec containerRecord //
 	// early are exits that were told before the start was recorded.
 	early []monitor.Info
-	told  stage // what plugins know; changed in a turn
 	// stdin is what attached clients share; nil while none of them has it.
 	stdin *sharedStdin
 	// exited is closed when the container has ended; made anew by each start.
@@ -139,17 +138,10 @@ func decodeContainer(config, podConfig []byte) (*runtimeapi.ContainerConfig, *ru
 
 // writeBundle makes an OCI bundle: a directory with config.json.
 func writeBundle(dir string, spec *specs.Spec) error {
-	data, err := json.Marshal(spec)
-	if err != nil {
-		return fmt.Errorf("OCI spec: %w", err)
-	}
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
-		return fmt.Errorf("bundle: %w", err)
-	}
-	return nil
+	return replaceBundle(dir, spec)
 }
 
 // createProcess has the monitor create a process. When the monitor's pump was

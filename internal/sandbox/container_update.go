@@ -159,12 +159,14 @@ func (r *containerUpdate) takeBack(ctx context.Context, resources []byte) error 
 // resourcesOf are the limits that a container has now: the request's, or those of
 // the last update.
 func resourcesOf(rec *containerRecord, cfg *runtimeapi.ContainerConfig) *runtimeapi.LinuxContainerResources {
-	if rec.Resources == nil {
-		return cfg.GetLinux().GetResources()
-	}
+	return recordedResources(rec.Resources, cfg.GetLinux().GetResources())
+}
+
+// recordedResources are those of a record, or the request's where it has none.
+func recordedResources(data []byte, requested *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	r := &runtimeapi.LinuxContainerResources{}
-	if err := proto.Unmarshal(rec.Resources, r); err != nil {
-		return cfg.GetLinux().GetResources()
+	if data == nil || proto.Unmarshal(data, r) != nil {
+		return requested
 	}
 	return r
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -36,6 +37,12 @@ const (
 	toldEnded
 	toldRemoved
 )
+
+// toldStage is the stage of one pod or container. It is changed in a turn, and read by anyone.
+type toldStage struct{ stage atomic.Int32 }
+
+func (t *toldStage) note(s stage) { t.stage.Store(int32(s)) }
+func (t *toldStage) was() stage   { return stage(t.stage.Load()) }
 
 // noPlugins is where NRI is off.
 type noPlugins struct{}
@@ -91,28 +98,16 @@ func (e *Engine) mention(ctx context.Context, ev nri.Event, p *pod, c *container
 	}
 }
 
-func (p *pod) note(t stage) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.told = t
-}
-
-func (p *pod) wasTold() stage {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.told
-}
-
-func (c *container) note(t stage) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.told = t
-}
-
-func (c *container) wasTold() stage {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.told
+// mentionStop is mention of a container's end, and returns what plugins want of others then.
+func (e *Engine) mentionStop(ctx context.Context, c *container) []nri.Update {
+	if !e.o.Plugins.Any() {
+		return nil
+	}
+	updates, err := e.o.Plugins.Stop(ctx, e.pluginPod(c.pod), e.pluginContainer(c, nil))
+	if err != nil {
+		klog.ErrorS(err, "A plugin could not be told of an event", "event", "StopContainer", "id", c.id)
+	}
+	return updates
 }
 
 // pluginsRunPod asks plugins whether the pod may be. When one refuses, those
@@ -123,7 +118,7 @@ func (e *Engine) pluginsRunPod(ctx context.Context, p *pod) error {
 			e.unmentionPod(ctx, p)
 			return err
 		}
-		p.note(toldRunning)
+		p.told.note(toldRunning)
 		return nil
 	})
 }
@@ -133,7 +128,7 @@ func (e *Engine) unmentionPod(ctx context.Context, p *pod) {
 	ctx = context.WithoutCancel(ctx)
 	e.mention(ctx, nri.StopPod, p, nil)
 	e.mention(ctx, nri.RemovePod, p, nil)
-	p.note(toldNothing)
+	p.told.note(toldNothing)
 }
 
 // pluginsForgetPod is the undo of pluginsRunPod.
@@ -146,12 +141,12 @@ func (e *Engine) pluginsForgetPod(ctx context.Context, p *pod) error {
 
 // pluginsPodIs tells plugins once that a pod has ended, or is removed. With p.op held.
 func (e *Engine) pluginsPodIs(ctx context.Context, p *pod, t stage, ev nri.Event) error {
-	if was := p.wasTold(); was == toldNothing || was >= t {
+	if was := p.told.was(); was == toldNothing || was >= t {
 		return nil
 	}
 	return e.inTurn(ctx, func() error {
 		e.mention(ctx, ev, p, nil)
-		p.note(t)
+		p.told.note(t)
 		return nil
 	})
 }
@@ -217,14 +212,7 @@ func encodeResources(r *runtimeapi.LinuxContainerResources) ([]byte, error) {
 // resources are what the pod was made or last resized with.
 func (p *pod) resources() (overhead, resources *runtimeapi.LinuxContainerResources) {
 	rec := p.read()
-	of := func(data []byte, otherwise *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
-		r := &runtimeapi.LinuxContainerResources{}
-		if data == nil || proto.Unmarshal(data, r) != nil {
-			return otherwise
-		}
-		return r
-	}
-	return of(rec.Overhead, p.cfg.GetLinux().GetOverhead()), of(rec.Resources, p.cfg.GetLinux().GetResources())
+	return recordedResources(rec.Overhead, p.cfg.GetLinux().GetOverhead()), recordedResources(rec.Resources, p.cfg.GetLinux().GetResources())
 }
 
 // plugins asks plugins for adjustments, and writes the bundle with them.
@@ -236,7 +224,7 @@ func (r *containerCreate) plugins(ctx context.Context) error {
 			e.unmentionContainer(ctx, c)
 			return err
 		}
-		c.note(toldCreated)
+		c.told.note(toldCreated)
 		return nil
 	})
 }
@@ -295,14 +283,10 @@ func (r *containerCreate) apply(before *specs.Spec, adjustment *nri.Adjustment) 
 // to be, in a turn.
 func (e *Engine) unmentionContainer(ctx context.Context, c *container) {
 	ctx = context.WithoutCancel(ctx)
-	if e.o.Plugins.Any() {
-		// What a plugin wants of others now is what it would want had this one never been.
-		if _, err := e.o.Plugins.Stop(ctx, e.pluginPod(c.pod), e.pluginContainer(c, nil)); err != nil {
-			klog.ErrorS(err, "A plugin could not be told of an event", "event", "StopContainer", "id", c.id)
-		}
-	}
+	// What a plugin wants of others now is what it would want had this one never been.
+	_ = e.mentionStop(ctx, c)
 	e.mention(ctx, nri.RemoveContainer, c.pod, c)
-	c.note(toldNothing)
+	c.told.note(toldNothing)
 }
 
 func (r *containerCreate) forgetInPlugins(ctx context.Context) error {
@@ -327,7 +311,7 @@ func (r *containerStart) plugins(ctx context.Context) error {
 		if err := r.e.tellOf(ctx, nri.StartContainer, r.c.pod, r.c); err != nil {
 			return err
 		}
-		r.c.note(toldRunning)
+		r.c.told.note(toldRunning)
 		return nil
 	})
 }
@@ -355,17 +339,12 @@ func (e *Engine) askEnded(ctx context.Context, c *container) (updates []nri.Upda
 		return nil // the engine closes, or the caller has given up
 	}
 	defer c.telling.unlock()
-	if t := c.wasTold(); t != toldCreated && t != toldRunning {
+	if t := c.told.was(); t != toldCreated && t != toldRunning {
 		return nil
 	}
 	_ = e.inTurn(ctx, func() error { // as above
-		if e.o.Plugins.Any() {
-			var err error
-			if updates, err = e.o.Plugins.Stop(ctx, e.pluginPod(c.pod), e.pluginContainer(c, nil)); err != nil {
-				klog.ErrorS(err, "A plugin could not be told of an event", "event", "StopContainer", "id", c.id)
-			}
-		}
-		c.note(toldEnded)
+		updates = e.mentionStop(ctx, c)
+		c.told.note(toldEnded)
 		return nil
 	})
 	return updates
@@ -374,12 +353,12 @@ func (e *Engine) askEnded(ctx context.Context, c *container) (updates []nri.Upda
 // plugins tells plugins that the container is gone.
 func (s *containerRemove) plugins(ctx context.Context) error {
 	s.e.tellEnded(ctx, s.c)
-	if s.c.wasTold() != toldEnded {
+	if s.c.told.was() != toldEnded {
 		return nil
 	}
 	return s.e.inTurn(ctx, func() error {
 		s.e.mention(ctx, nri.RemoveContainer, s.c.pod, s.c)
-		s.c.note(toldRemoved)
+		s.c.told.note(toldRemoved)
 		return nil
 	})
 }
@@ -452,12 +431,12 @@ func (e *Engine) Known(context.Context) (pods []*nri.Pod, containers []*nri.Cont
 	slices.SortFunc(allPods, func(a, b *pod) int { return older(a.read().CreatedAt, b.read().CreatedAt, a.id, b.id) })
 	slices.SortFunc(allContainers, func(a, b *container) int { return older(a.read().CreatedAt, b.read().CreatedAt, a.id, b.id) })
 	for _, p := range allPods {
-		if t := p.wasTold(); t == toldRunning || t == toldEnded {
+		if t := p.told.was(); t == toldRunning || t == toldEnded {
 			pods = append(pods, e.pluginPod(p))
 		}
 	}
 	for _, c := range allContainers {
-		if t := c.wasTold(); t == toldCreated || t == toldRunning {
+		if t := c.told.was(); t == toldCreated || t == toldRunning {
 			containers = append(containers, e.pluginContainer(c, nil))
 		}
 	}
@@ -475,20 +454,20 @@ func (e *Engine) noteRestored() {
 		switch {
 		case p.snap.Load() == nil: // being rolled back
 		case p.rec.Phase == phaseReady || p.rec.Phase == phaseStopping:
-			p.told = toldRunning
+			p.told.note(toldRunning)
 		default:
-			p.told = toldEnded
+			p.told.note(toldEnded)
 		}
 	}
 	for _, c := range e.allContainers() {
 		switch c.read().Phase {
 		case phaseCreating:
 		case phaseCreated:
-			c.note(toldCreated)
+			c.told.note(toldCreated)
 		case phaseRunning:
-			c.note(toldRunning)
+			c.told.note(toldRunning)
 		default:
-			c.note(toldEnded)
+			c.told.note(toldEnded)
 		}
 	}
 }

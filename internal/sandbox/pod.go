@@ -26,12 +26,12 @@ type pod struct {
 	op opLock
 	// snap is what lists and statuses see; nil while the pod is being made.
 	snap atomic.Pointer[Pod]
+	told toldStage // what plugins know of it
 
 	mu       sync.Mutex            // Protects what is below. Held for memory and one record's write only.
 	rec      podRecord             //
 	children map[string]*container // by id
 	stopTold bool                  // see tellPodStopped
-	told     stage                 // what plugins know; changed in a turn
 }
 
 // podName is what must be unique: kubelet's identity of one attempt at a pod.
