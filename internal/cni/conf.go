@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,7 +15,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
-	"golang.org/x/sys/unix"
+
+	"github.com/cri-engine/cri-engine/internal/conffiles"
 )
 
 const (
@@ -104,7 +104,7 @@ func confFiles(dir string) ([]string, error) {
 }
 
 func loadFile(path string, maxBytes int64) (*network, error) {
-	data, err := readBounded(path, maxBytes)
+	data, err := conffiles.Read(path, maxBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -122,27 +122,6 @@ func loadFile(path string, maxBytes int64) (*network, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return n, nil
-}
-
-// readBounded reads a regular file (through symbolic links). It does not hang
-// on a FIFO and does not follow a file that grows.
-func readBounded(path string, maxBytes int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > maxBytes {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxBytes)
-	}
-	return data, nil
 }
 
 // parseList reads a configuration list, or a single plugin's configuration
@@ -238,7 +217,7 @@ func (n *network) addExtraPlugins(maxBytes int64) error {
 	plugins, _ := whole["plugins"].([]any)
 	for _, name := range names {
 		path := filepath.Join(dir, name)
-		data, err := readBounded(path, maxBytes)
+		data, err := conffiles.Read(path, maxBytes)
 		if err != nil {
 			return err
 		}

@@ -17,6 +17,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"k8s.io/klog/v2"
+
+	"github.com/cri-engine/cri-engine/internal/conffiles"
 )
 
 // Kinds of errors, found with errors.Is.
@@ -445,7 +447,7 @@ func (n *Networks) podCIDRs() []string {
 func (n *Networks) podCIDRFile() string { return filepath.Join(n.opts.CacheDir, "pod-cidrs") }
 
 func (n *Networks) readPodCIDRs() ([]string, error) {
-	data, err := readBounded(n.podCIDRFile(), defaultMaxConfBytes)
+	data, err := conffiles.Read(n.podCIDRFile(), defaultMaxConfBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

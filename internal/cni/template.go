@@ -11,6 +11,8 @@ import (
 	"text/template"
 
 	"k8s.io/klog/v2"
+
+	"github.com/cri-engine/cri-engine/internal/conffiles"
 )
 
 // templated is the file that a template becomes, in ConfDir. While there is a
@@ -41,7 +43,7 @@ func (n *Networks) writeTemplated(cidrs []string) error {
 	if err != nil {
 		return fmt.Errorf("network.conf_template: %w", err)
 	}
-	if have, err := readBounded(target, n.opts.MaxConfBytes); err == nil && bytes.Equal(have, conf) {
+	if have, err := conffiles.Read(target, n.opts.MaxConfBytes); err == nil && bytes.Equal(have, conf) {
 		return nil
 	}
 	if err := os.MkdirAll(n.opts.ConfDir, 0o755); err != nil {
@@ -63,7 +65,7 @@ func (n *Networks) writeTemplated(cidrs []string) error {
 // render returns the network that the template makes, checked.
 func (n *Networks) render(cidrs []string) ([]byte, error) {
 	file := n.opts.ConfTemplate
-	data, err := readBounded(file, n.opts.MaxConfBytes)
+	data, err := conffiles.Read(file, n.opts.MaxConfBytes)
 	if err != nil {
 		return nil, err
 	}

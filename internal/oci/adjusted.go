@@ -410,15 +410,9 @@ func ResourcesOf(request *runtimeapi.LinuxContainerResources, spec *specs.Spec) 
 		copyTo(&r.MemorySwapLimitInBytes, m.Swap)
 	}
 	for _, l := range from.HugepageLimits {
-		r.HugepageLimits = append(slices.DeleteFunc(r.HugepageLimits, func(o *runtimeapi.HugepageLimit) bool { return o.GetPageSize() == l.Pagesize }),
-			&runtimeapi.HugepageLimit{PageSize: l.Pagesize, Limit: l.Limit})
+		setHugepageLimit(r, &runtimeapi.HugepageLimit{PageSize: l.Pagesize, Limit: l.Limit})
 	}
-	for key, value := range from.Unified {
-		if r.Unified == nil {
-			r.Unified = map[string]string{}
-		}
-		r.Unified[key] = value
-	}
+	setUnified(r, from.Unified)
 	return r
 }
 

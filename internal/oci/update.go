@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"maps"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -63,16 +64,23 @@ func mergeResources(old, request *runtimeapi.LinuxContainerResources) *runtimeap
 		merged.CpusetMems = s
 	}
 	for _, l := range request.GetHugepageLimits() {
-		same := func(o *runtimeapi.HugepageLimit) bool { return o.GetPageSize() == l.GetPageSize() }
-		merged.HugepageLimits = append(slices.DeleteFunc(merged.HugepageLimits, same), proto.CloneOf(l))
+		setHugepageLimit(merged, proto.CloneOf(l))
 	}
-	for key, value := range request.GetUnified() {
-		if merged.Unified == nil {
-			merged.Unified = map[string]string{}
-		}
-		merged.Unified[key] = value
-	}
+	setUnified(merged, request.GetUnified())
 	return merged
+}
+
+// setHugepageLimit puts a limit in the place of another for pages of its size.
+func setHugepageLimit(r *runtimeapi.LinuxContainerResources, l *runtimeapi.HugepageLimit) {
+	same := func(o *runtimeapi.HugepageLimit) bool { return o.GetPageSize() == l.GetPageSize() }
+	r.HugepageLimits = append(slices.DeleteFunc(r.HugepageLimits, same), l)
+}
+
+func setUnified(r *runtimeapi.LinuxContainerResources, values map[string]string) {
+	if r.Unified == nil && len(values) > 0 {
+		r.Unified = map[string]string{}
+	}
+	maps.Copy(r.Unified, values)
 }
 
 // MoreResources lays limits that CRI has no words for over those of an update, and
