@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -130,5 +129,3 @@ func (c *call) withTerminal(local stdio, f func() (int, error)) (int, error) {
 	}
 	return f()
 }
-
-var _ io.Reader = (*detacher)(nil)

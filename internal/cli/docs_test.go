@@ -2,12 +2,13 @@ package cli
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/cri-engine/cri-engine/test/generated"
 )
 
 const (
@@ -19,24 +20,7 @@ const (
 func TestDocs(t *testing.T) {
 	t.Setenv("CRI_ENGINE_ENDPOINT", "")
 	t.Setenv("CONTAINER_RUNTIME_ENDPOINT", "")
-	data, err := os.ReadFile(docsFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	intro, have, found := strings.Cut(string(data), docsMarker)
-	if !found {
-		t.Fatalf("%s has no line %q", docsFile, docsMarker)
-	}
-	want := reference()
-	if have == want {
-		return
-	}
-	if os.Getenv("UPDATE_DOCS") == "" {
-		t.Fatalf("%s is not what the commands are: run UPDATE_DOCS=1 go test ./internal/cli -run TestDocs", docsFile)
-	}
-	if err := os.WriteFile(docsFile, []byte(intro+docsMarker+want), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	generated.Keep(t, docsFile, docsMarker, reference())
 }
 
 // reference is the part of docs/cli.md that the commands know themselves.

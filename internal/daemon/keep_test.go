@@ -46,17 +46,23 @@ func stored(t testing.TB, c *net.UnixConn) (name string, f *os.File) {
 	return name, f
 }
 
-func TestAClientThatConnectsBetweenTwoEnginesIsAnsweredByTheSecond(t *testing.T) {
-	systemd := fakeStore(t)
-	path := filepath.Join(t.TempDir(), "cri.sock")
-	first, err := (&keptSocket{}).listen(path)
+// gone is an engine that has listened and ended: systemd has its socket, f.
+func gone(t testing.TB) (systemd *net.UnixConn, path string, f *os.File) {
+	t.Helper()
+	systemd, path = fakeStore(t), filepath.Join(t.TempDir(), "cri.sock")
+	l, err := (&keptSocket{}).listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, f := stored(t, systemd)
-	if err := first.Close(); err != nil {
+	_, f = stored(t, systemd)
+	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return systemd, path, f
+}
+
+func TestAClientThatConnectsBetweenTwoEnginesIsAnsweredByTheSecond(t *testing.T) {
+	systemd, path, f := gone(t)
 	client, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatalf("nobody listens between two engines: %v", err)
@@ -79,14 +85,7 @@ func TestAClientThatConnectsBetweenTwoEnginesIsAnsweredByTheSecond(t *testing.T)
 }
 
 func TestAKeptSocketWhoseFileWasReplacedIsNotUsed(t *testing.T) {
-	systemd := fakeStore(t)
-	path := filepath.Join(t.TempDir(), "cri.sock")
-	first, err := (&keptSocket{}).listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, f := stored(t, systemd)
-	first.Close()
+	systemd, path, f := gone(t)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}

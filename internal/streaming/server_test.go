@@ -27,6 +27,8 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"github.com/cri-engine/cri-engine/test/harness"
 )
 
 // fakeEngine's commands: "echo" gives stdin back, "hang" waits for the end of its
@@ -305,21 +307,7 @@ func TestPortForwardOverWebSocket(t *testing.T) {
 // spdyConn upgrades a connection to SPDY as the kubelet does.
 func spdyConn(t testing.TB, nc net.Conn, address string) httpstream.Connection {
 	t.Helper()
-	req, err := http.NewRequest(http.MethodPost, address, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", "SPDY/3.1")
-	req.Header.Set(httpstream.HeaderProtocolVersion, remotecommand.StreamProtocolV4Name)
-	if err := req.Write(nc); err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(nc), req)
-	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
-		t.Fatalf("%v, %v", resp, err)
-	}
-	conn, err := spdy.NewClientConnection(nc)
+	conn, err := harness.UpgradeSPDY(nc, address, remotecommand.StreamProtocolV4Name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,11 +5,12 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cri-engine/cri-engine/test/generated"
 )
 
 const (
@@ -115,24 +116,7 @@ func tests(t testing.TB, dir string) map[string]bool {
 
 // TestDocs keeps the tables in docs/cri.md equal to the table.
 func TestDocs(t *testing.T) {
-	data, err := os.ReadFile(docsFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	intro, have, found := strings.Cut(string(data), docsMarker)
-	if !found {
-		t.Fatalf("%s has no line %q", docsFile, docsMarker)
-	}
-	want := document(rowsByName(t))
-	if have == want {
-		return
-	}
-	if os.Getenv("UPDATE_DOCS") == "" {
-		t.Fatalf("%s is not what the table says: run UPDATE_DOCS=1 go test ./test/coverage", docsFile)
-	}
-	if err := os.WriteFile(docsFile, []byte(intro+docsMarker+want), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	generated.Keep(t, docsFile, docsMarker, document(rowsByName(t)))
 }
 
 func document(rows map[string]Row) string {

@@ -3,9 +3,7 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,7 +15,8 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream"
-	"k8s.io/streaming/pkg/httpstream/spdy"
+
+	"github.com/cri-engine/cri-engine/test/harness"
 )
 
 // streamClient is a client at the URL that Exec, Attach or PortForward returned.
@@ -41,29 +40,14 @@ func connect(address, protocol string) (*streamClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequest(http.MethodPost, address, nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", "SPDY/3.1")
-	req.Header.Set(httpstream.HeaderProtocolVersion, protocol)
 	_ = nc.SetDeadline(time.Now().Add(slowly(10 * time.Second)))
-	if err := req.Write(nc); err != nil {
-		nc.Close()
-		return nil, err
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(nc), req)
-	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		err = fmt.Errorf("%s: %s", u.Path[:min(len(u.Path), 8)], resp.Status)
-	}
+	conn, err := harness.UpgradeSPDY(nc, address, protocol)
 	if err != nil {
 		nc.Close()
 		return nil, err
 	}
 	_ = nc.SetDeadline(time.Now().Add(slowly(streamLimit)))
-	conn, err := spdy.NewClientConnection(nc)
-	return &streamClient{nc: nc, conn: conn}, err
+	return &streamClient{nc: nc, conn: conn}, nil
 }
 
 func (c *streamClient) open(kind string, more ...string) (httpstream.Stream, error) {
