@@ -103,7 +103,8 @@ func start(ctx context.Context, o options, dir string) (*harness.Engine, error) 
 		eo.RegistriesConf = file
 	}
 	if o.nri {
-		eo.Config = fmt.Sprintf("[nri]\nenabled = true\nsocket = %q\n", filepath.Join(eo.State, "nri.sock"))
+		// Some specs answer after 2 s, which is our default limit and that of NRI's own library.
+		eo.Config = fmt.Sprintf("[nri]\nenabled = true\nsocket = %q\nrequest_timeout = \"10s\"\n", filepath.Join(eo.State, "nri.sock"))
 	}
 	e, err := harness.NewEngine(eo)
 	if err != nil {
