@@ -67,6 +67,19 @@ make_image() {
 	mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 -m 0 -L root -d "$root" "$dir/root.ext4" "${root_size}M"
 }
 
+# discard DIR...: removes what a making left; one that was killed left mounts, and what is
+# mounted must not be removed.
+discard() {
+	local dir at
+	for dir; do
+		[ -d "$dir" ] || continue
+		awk -v below="$dir/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | sort -r | while read -r at; do
+			umount "$at"
+		done
+		rm -rf --one-file-system "$dir"
+	done
+}
+
 # image VARIANT: prints the image's directory; makes the image where there is none.
 image() {
 	local variant=$1 dir new
@@ -79,19 +92,21 @@ image() {
 		[ "$(id -u)" = 0 ] || fail "the image is made by root"
 		"$here/../../hack/setup.sh" vm >&2
 		echo "vm: making the $variant image in $dir (once per recipe, some minutes)" >&2
-		new=$(mktemp -d "$cache/new-XXXXXX")
+		# With the lock held nobody else makes this variant.
+		discard "$cache/new-$variant-"*
+		new=$(mktemp -d "$cache/new-$variant-XXXXXX")
 		# In the background, since bash minds no error in what stands before "||".
 		(make_image "$new" "$variant") >"$new/log" 2>&1 &
 		if ! wait $!; then
 			tail -n 20 "$new/log" >&2
 			mv "$new/log" "$cache/failed.log"
-			rm -rf --one-file-system "$new"
+			discard "$new"
 			fail "the image could not be made; the whole log is $cache/failed.log"
 		fi
-		rm -rf --one-file-system "$new/root" "$new/root.initrd"
+		discard "$new/root" "$new/root.initrd"
 		mv "$new" "$dir"
 		# Images of recipes that nobody used for two weeks, and packages of as long ago.
-		find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name debs -mtime +14 -exec rm -rf {} +
+		find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name debs ! -name 'new-*' -mtime +14 -exec rm -rf --one-file-system {} +
 		find "$cache/debs" -type f -mtime +14 -delete
 	fi
 	touch "$dir"
