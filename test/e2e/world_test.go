@@ -417,6 +417,7 @@ func arrive(t *testing.T) *World {
 	ctx, cancel := context.WithTimeout(context.Background(), slowly(time.Minute))
 	defer cancel()
 	w := &World{Dir: worldDir}
+	t.Cleanup(func() { sent.skipped = t.Skipped() })
 	if onHost() {
 		w.Dir = filepath.Join(scratchDir, "host-"+strings.ReplaceAll(strings.ToLower(t.Name()), "/", "-"))
 		if err := os.Mkdir(w.Dir, 0o755); err != nil {
