@@ -39,7 +39,8 @@
 // the journal, makes the same entries of the same bytes, and appends those that
 // the log's size says are missing. Whether bytes were taken out is told by the first of
 // them, which the read puts over a cell of the journal that had another value.
-// An unfinished line waits in the pipe. A pty can only be read: see moveTerminal.
+// An unfinished line waits in the pipe; what fills the pipe behind it is seen by a signal,
+// not by epoll (unfinished.go). A pty can only be read: see moveTerminal.
 //
 // # Locks
 //

@@ -239,7 +239,11 @@ func (p *proc) move(s *stream, b *buffers) (more bool) {
 	case errors.Is(err, errStalled):
 		p.stalled(s, b, log, err)
 		return false
-	case err == nil || errors.Is(err, errEmpty):
+	case err == nil:
+	case errors.Is(err, errUnfinished):
+		more = p.lineWaits(s)
+	case errors.Is(err, errEmpty):
+		p.noLineWaits(s)
 	default:
 		if !errors.Is(err, io.EOF) {
 			slog.Error("a stream failed and is closed", "process", p.key, "stream", s.role, "err", err)
@@ -288,6 +292,7 @@ func (p *proc) endStream(s *stream, b *buffers, log logTarget) {
 
 // closeStream gives a stream's fd up, and the log's after the last stream.
 func (p *proc) closeStream(s *stream) {
+	p.noLineWaits(s)
 	s.fd = -1
 	s.endTaps()
 	roles := []string{s.role}

@@ -40,13 +40,15 @@ type pump struct {
 	origin  origin
 	keeper  int // its pid
 
-	watcher  *watcher
-	workers  *workers
-	reaper   *reaper
-	runtimes *runtimes
-	spare    chan *buffers
-	exits    exitEvents
-	taps     atomic.Int32 // clients of containers' output
+	watcher *watcher
+	workers *workers
+	// unfinished are woken when their pipes are full.
+	unfinished *unfinished
+	reaper     *reaper
+	runtimes   *runtimes
+	spare      chan *buffers
+	exits      exitEvents
+	taps       atomic.Int32 // clients of containers' output
 
 	slots [shmSlots]atomic.Pointer[proc] // for the watcher
 
@@ -90,6 +92,9 @@ func (pu *pump) begin() error {
 		return err
 	}
 	pu.workers = newWorkers((*proc).takeTurn)
+	if pu.unfinished, err = newUnfinished(pu.workers.ready); err != nil {
+		return err
+	}
 	pu.reaper = newReaper()
 	pu.spare = make(chan *buffers, maxSpare)
 	return pu.takeOver()
@@ -419,6 +424,7 @@ func (pu *pump) forget(p *proc) {
 	p.turn.Lock()
 	for _, s := range p.out {
 		if s != nil {
+			p.noLineWaits(s)
 			s.fd = -1
 			s.endTaps()
 		}

@@ -210,3 +210,41 @@ func TestKilled(t *testing.T) {
 		})
 	}
 }
+
+// TestAWriteThatFillsThePipeBehindALine: epoll does not tell of it.
+func TestAWriteThatFillsThePipeBehindALine(t *testing.T) {
+	n := fakeNode(t)
+	const count = 50_000
+	file := filepath.Join(n.dir, "lines")
+	var text strings.Builder
+	for i := range count {
+		fmt.Fprintln(&text, i+1)
+	}
+	must(t, os.WriteFile(file, []byte(text.String()[1:]), 0o600))
+	// The first line's beginning waits before the rest of all lines comes in one write.
+	script := "printf 1; sleep 0.2; dd bs=1M 2>/dev/null <" + file + "; printf 1 >&2; read x; dd bs=1M <" + file + " >&2 2>/dev/null"
+	for _, c := range []struct {
+		name string
+		then func()
+	}{
+		{"a line waits", func() {}},
+		{"a line waited for a pump that is killed", func() { n.killOne(false) }},
+		{"a line waited for one that then is the keeper", func() { n.killOne(true) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := n.run(n.shell(script), withStdin)
+			eventually(t, "all that was written is logged", func() bool {
+				data, err := os.ReadFile(b.log)
+				return err == nil && strings.Count(string(data), "\n") == count
+			})
+			c.then()
+			must(t, n.c.CloseStdin(n.ctx(), b.id, ""))
+			if e := b.wait(); e.Code != 0 {
+				t.Errorf("exit %+v", e)
+			}
+			checkNumbers(t, b.lines("stdout"), count)
+			checkNumbers(t, b.lines("stderr"), count)
+			n.delete(b.id)
+		})
+	}
+}

@@ -3,6 +3,7 @@ package monitor
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"strconv"
 	"sync/atomic"
@@ -24,8 +25,9 @@ const (
 )
 
 var (
-	errEmpty   = errors.New("nothing to read now")
-	errStalled = errors.New("the log cannot be written now")
+	errEmpty      = errors.New("nothing to read now")
+	errUnfinished = fmt.Errorf("%w: a line waits for its end", errEmpty)
+	errStalled    = errors.New("the log cannot be written now")
 )
 
 // stream is one output of a process: our end of its pipe, or the pty's master.
@@ -40,6 +42,13 @@ type stream struct {
 	pendingN int
 	// taps are the clients attached to a container's output.
 	taps []*tap
+	// What lineWaits goes by: whether the pipe's signals are asked for (async) or when they
+	// will be, whether the pipe was more than half full, and how far the stream was seen (of
+	// which seen when it was called last).
+	async        bool
+	asyncAt      time.Time
+	full         bool
+	seen, waited uint64
 	// hup is set when no writer is left, so that a line without end is the last.
 	hup atomic.Bool
 }
@@ -152,6 +161,7 @@ func (b *buffers) moveLines(s *stream, log logTarget, budget int) (more bool, er
 			return false, err
 		}
 		s.tapOut(s.j.consumed, head)
+		s.full, s.seen = s.full || len(head) > peekSize/2, s.j.consumed+uint64(len(head))
 		w := batch{stream: s.role, at: log.now().UnixNano(), partial: s.j.partial == 1, dropped: s.j.dropped}
 		out, n, partial := w.render(b.out[:0], head, false)
 		if n == 0 && (hup || pipeFull(s.fd, len(head))) {
@@ -163,7 +173,7 @@ func (b *buffers) moveLines(s *stream, log logTarget, budget int) (more bool, er
 		}
 		b.out = out
 		if n == 0 {
-			return false, errEmpty
+			return false, errUnfinished
 		}
 		if err := b.append(s, log, w, head[:n], partial); err != nil {
 			return false, err
