@@ -96,6 +96,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err := detachAllMapped(o); err != nil {
 		return nil, fmt.Errorf("open the image store in %s: %w", o.Root, err)
 	}
+	if err := mendLinks(o); err != nil {
+		return nil, fmt.Errorf("open the image store in %s: %w", o.Root, err)
+	}
 	if s.store, err = openLibrary(o); err != nil {
 		return nil, fmt.Errorf("open the image store in %s: %w", o.Root, err)
 	}
