@@ -58,7 +58,7 @@ func TestKills(t *testing.T) {
 		seed := knob(t, "SEED", uint64(time.Now().UnixNano()))
 		t.Logf("SEED=%d KILLS=%d", seed, kills)
 		e := w.engine(t)
-		storm := &storm{t: t, e: e, random: rand.New(rand.NewPCG(seed, 0))}
+		storm := &storm{t: t, e: e, random: rand.New(rand.NewPCG(seed, 0)), oldKernel: kernelBefore(t, 6, 15)}
 		p := e.runPod(t)
 
 		// Writers last as long as the kills do; a second of lines per kill and a bit.
@@ -73,9 +73,25 @@ func TestKills(t *testing.T) {
 		stop.Store(true)
 		wg.Wait()
 		removeCrunCopies(t)
-		t.Logf("%d kills; %d writers wrote %d lines; %d containers ended with their codes; %d other calls were answered",
-			3*kills, storm.wrote.Load(), storm.lines.Load(), storm.ended.Load(), storm.answered.Load())
+		t.Logf("%d kills; %d writers wrote %d lines; %d other containers ended, %d of all without a known code; %d other calls were answered",
+			3*kills, storm.wrote.Load(), storm.lines.Load(), storm.ended.Load(), storm.lost.Load(), storm.answered.Load())
+		if storm.lost.Load() > storm.ended.Load()/4+2 {
+			t.Error("that is more than what kills can hide")
+		}
 	})
+}
+
+func kernelBefore(t *testing.T, major, minor int) bool {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(string(text), "%d.%d", &a, &b); err != nil {
+		t.Fatalf("%q: %v", text, err)
+	}
+	return a < major || a == major && b < minor
 }
 
 type storm struct {
@@ -83,7 +99,8 @@ type storm struct {
 	e      *Engine
 	random *rand.Rand // of strike alone
 
-	wrote, lines, ended, answered atomic.Int64
+	oldKernel                           bool // its pidfds do not tell exits
+	wrote, lines, ended, lost, answered atomic.Int64
 }
 
 // strike kills each process kills times, in random order, at random moments.
@@ -206,13 +223,23 @@ func (s *storm) await(c *Container, code int32) {
 			return
 		}
 		if st.State == runtimeapi.ContainerState_CONTAINER_EXITED {
-			if st.ExitCode != code {
+			if st.ExitCode != code && s.mayBeLost(st) {
+				s.lost.Add(1)
+			} else if st.ExitCode != code {
 				s.t.Errorf("a container ended with %d (%s: %s), it meant %d", st.ExitCode, st.Reason, st.Message, code)
 			}
 			return
 		}
 	}
 	s.t.Errorf("container %s does not end", c.ID)
+}
+
+// mayBeLost says whether an end may be one that the engine could not see, and says so
+// (docs/monitor.md): before Linux 6.15 a pidfd does not tell how its process ended, so the ends of
+// containers that are nobody's children any more, after the pump and then the keeper were
+// killed, are missed until a pump is there again.
+func (s *storm) mayBeLost(st *runtimeapi.ContainerStatus) bool {
+	return s.oldKernel && st.ExitCode == 255 && st.Reason == "Unknown"
 }
 
 // writers runs one container after the other that writes 50,000 lines a second
