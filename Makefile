@@ -72,6 +72,11 @@ test-unit: ## unit tests with the race detector; no root, no network
 test-e2e: build runc ## end-to-end tests: root, real runc, CNI and registry, on loopback only
 	PATH='$(CURDIR)/bin':"$$PATH" go test -tags '$(TAGS) e2e' -count=1 -timeout 40m ./test/e2e
 
+.PHONY: test-vm
+test-vm: build runc ## end-to-end tests in a VM: systemd, cgroup v2, AppArmor, crun (ALL=1: all of them, hours)
+	hack/setup.sh vm
+	test/vm/test.sh '$(TAGS)'
+
 .PHONY: test-image
 test-image: build ## build the image twice on bases of our own and start what is in it
 	hack/setup.sh image

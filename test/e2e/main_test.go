@@ -67,6 +67,9 @@ func prepared(run func() int) (int, error) {
 	if os.Getenv("CRI_ENGINE_E2E_KEEP") == "" {
 		defer os.RemoveAll(scratchDir)
 	}
+	if err := os.Chmod(scratchDir, 0o711); err != nil { // users of other user namespaces pass through
+		return 1, err
+	}
 	if err := errors.Join(prepare(), os.Mkdir(sentDir(), 0o755)); err != nil {
 		return 1, err
 	}
@@ -115,8 +118,9 @@ func requirements() error {
 	return nil
 }
 
-// prebuiltDir holds what is built here otherwise, for a machine without Go and the
-// repository: the payload, and the daemon with fail points.
+// prebuiltDir holds what is built here otherwise, for a machine without Go: the
+// programs in testdata, and the daemon with fail points. It is the repository there, too, as
+// far as tests and "make install" need it.
 func prebuiltDir() string { return os.Getenv("CRI_ENGINE_E2E_PREBUILT") }
 
 const (
@@ -127,10 +131,15 @@ const (
 // payload puts the program that tests run inside containers into the run's scratch directory.
 func payload() (string, error) {
 	out := filepath.Join(scratchDir, payloadName)
+	return out, testProgram(payloadName, out)
+}
+
+// testProgram puts a program of testdata at out.
+func testProgram(name, out string) error {
 	if dir := prebuiltDir(); dir != "" {
-		return out, copyFile(filepath.Join(dir, payloadName), out)
+		return copyFile(filepath.Join(dir, name), out)
 	}
-	return out, harness.BuildPayload(filepath.Join(repoDir, "test/e2e/testdata/payload"), out)
+	return harness.BuildPayload(filepath.Join(repoDir, "test/e2e/testdata", name), out)
 }
 
 func copyFile(from, to string) error {
@@ -175,7 +184,7 @@ func buildFaults(t *testing.T) {
 		}
 		return
 	}
-	build := exec.Command("go", "build", "-tags", "failpoints containers_image_openpgp exclude_graphdriver_btrfs", "-o", faultsBin, "./cmd/cri-engine")
+	build := exec.Command("go", "build", "-tags", "failpoints containers_image_openpgp exclude_graphdriver_btrfs nri_no_wasm", "-o", faultsBin, "./cmd/cri-engine")
 	build.Dir, build.Env = repoDir, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the daemon with fail points: %v\n%s", err, out)

@@ -373,7 +373,7 @@ func TestPluginsAreStartedWithTheEngine(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := harness.BuildPayload(filepath.Join(repoDir, "test/e2e/testdata/nriplugin"), filepath.Join(dir, "10-writer")); err != nil {
+		if err := testProgram("nriplugin", filepath.Join(dir, "10-writer")); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(filepath.Join(w.Dir, "plugins.conf", "10-writer.conf"), []byte(log), 0o644); err != nil {

@@ -79,14 +79,15 @@ func NewEngine(o EngineOptions) (*Engine, error) {
 	registries := o.RegistriesConf
 	if registries == "" {
 		registries = filepath.Join(o.Dir, "registries.conf")
-		if err := os.WriteFile(registries, []byte(registriesConf(o.Registries)), 0o644); err != nil {
+		if err := os.WriteFile(registries, []byte(RegistriesConf(o.Registries...)), 0o644); err != nil {
 			return nil, err
 		}
 	}
 	return e, os.WriteFile(e.ConfigFile, []byte(e.config(registries)), 0o644)
 }
 
-func registriesConf(addrs []string) string {
+// RegistriesConf is a registries.conf(5) for registries without TLS; the first serves short names.
+func RegistriesConf(addrs ...string) string {
 	var b strings.Builder
 	if len(addrs) > 0 {
 		fmt.Fprintf(&b, "unqualified-search-registries = [%q]\nshort-name-mode = \"disabled\"\n", addrs[0])

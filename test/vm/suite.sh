@@ -1,0 +1,39 @@
+#!/bin/bash
+# Inside the machine: runs end-to-end tests, one line of a selection after the other,
+# and says of each how it went.
+#
+#   suite.sh FILE
+#
+# A line is "machine" or "world", as test/e2e/doc.go says, and a pattern for -test.run.
+# The tests' own words are in /results, those of the ones that failed on stdout too.
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export BIN=$here/bin CRI_ENGINE_E2E_PREBUILT=$here PATH=$here/bin:$PATH
+# Without KVM this is ten to twenty times slower than the machine below it, which may be busy.
+export CRI_ENGINE_E2E_SLOW=20 KILLS=5 STREAM_CUTS=5
+
+count() { grep -Ec "^ *--- $1: " "$2"; }
+
+number=0 failed=0 passed=0 skipped=0
+while read -r where pattern; do
+	[[ $where && $where != '#'* ]] || continue
+	number=$((number + 1))
+	log=/results/$(printf %02d $number)-$(tr -c 'A-Za-z0-9\n' _ <<<"$pattern" | cut -c1-60).log
+	host=
+	[ "$where" != machine ] || host=1
+	SECONDS=0
+	CRI_ENGINE_E2E_HOST=$host "$here/e2e.test" -test.v -test.timeout=3h -test.run "$pattern" >"$log" 2>&1 </dev/null
+	code=$?
+	passed=$((passed + $(count PASS "$log"))) skipped=$((skipped + $(count SKIP "$log")))
+	result=ok
+	if [ $code != 0 ]; then
+		result=FAIL failed=$((failed + 1))
+	elif ! grep -q '^--- \(PASS\|SKIP\)' "$log"; then
+		result='FAIL (no such test)' failed=$((failed + 1))
+	fi
+	echo "$result $where $pattern ${SECONDS}s"
+	[ "$result" = ok ] || tail -c 20000 "$log"
+done <"$1"
+echo "$passed passed, $skipped skipped (subtests are counted); $failed of $number lines of the selection failed"
+[ $number != 0 ] && [ $failed = 0 ]
