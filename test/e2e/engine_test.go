@@ -115,7 +115,7 @@ func (e *Engine) end(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), slowly(20*time.Second))
 	defer cancel()
 	if err := e.Close(ctx); err != nil {
-		t.Error(err)
+		t.Errorf("%v\n%s", err, e.LogTail(60_000))
 	}
 	if t.Failed() {
 		return // what is left then was told above

@@ -244,7 +244,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	if e.cmd != nil {
 		if _, err := e.Terminate(ctx); err != nil {
 			errs = append(errs, err)
-			e.Kill()
+			e.signal(syscall.SIGQUIT) // its log then says what it was at
 		}
 	}
 	return errors.Join(append(errs, e.KillMonitor())...)
