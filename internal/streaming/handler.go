@@ -93,11 +93,10 @@ func optionsOf(q interface {
 func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, q *runtimeapi.ExecRequest) {
 	c, o := s.call(r), optionsOf(q)
 	c.asked = *o
-	if speaks(r, remotecommand.StreamProtocolV5Name) {
-		s.serveV5(w, r, c, func(streams Streams) (int32, error) {
-			code, err := s.o.Engine.Exec(c.ctx, q.GetContainerId(), q.GetCmd(), streams)
-			return code, about("executing command in container", err)
-		})
+	if s.serveCommand(w, r, c, func(streams Streams) (int32, error) {
+		code, err := s.o.Engine.Exec(c.ctx, q.GetContainerId(), q.GetCmd(), streams)
+		return code, about("executing command in container", err)
+	}) {
 		return
 	}
 	remotecommand.ServeExec(w, r, c, "", "", q.GetContainerId(), q.GetCmd(), o,
@@ -107,14 +106,26 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request, q *runtimeapi
 func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request, q *runtimeapi.AttachRequest) {
 	c, o := s.call(r), optionsOf(q)
 	c.asked = *o
-	if speaks(r, remotecommand.StreamProtocolV5Name) {
-		s.serveV5(w, r, c, func(streams Streams) (int32, error) {
-			return 0, about("attaching to container", s.o.Engine.Attach(c.ctx, q.GetContainerId(), streams))
-		})
+	if s.serveCommand(w, r, c, func(streams Streams) (int32, error) {
+		return 0, about("attaching to container", s.o.Engine.Attach(c.ctx, q.GetContainerId(), streams))
+	}) {
 		return
 	}
 	remotecommand.ServeAttach(w, r, c, "", "", q.GetContainerId(), o,
 		s.o.IdleTimeout, s.o.CreationTimeout, remotecommand.SupportedStreamingProtocols)
+}
+
+// serveCommand is false for a client that speaks what is left to the library.
+func (s *Server) serveCommand(w http.ResponseWriter, r *http.Request, c *call, run func(Streams) (int32, error)) bool {
+	switch {
+	case speaks(r, remotecommand.StreamProtocolV5Name):
+		s.serveV5(w, r, c, run)
+	case speaksSPDY(r, remotecommand.StreamProtocolV4Name):
+		s.serveV4(w, r, c, run)
+	default:
+		return false
+	}
+	return true
 }
 
 // about says the same of an error as the library does.
@@ -132,14 +143,14 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, q *run
 		return
 	}
 	c := s.call(r)
-	serve := func(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case speaks(r, tunnelProtocol):
+		s.serveTunnel(w, r, func(w http.ResponseWriter, r *http.Request) { s.serveForwards(w, r, c, q.GetPodSandboxId()) })
+	case speaksSPDY(r, portforward.ProtocolV1Name):
+		s.serveForwards(w, r, c, q.GetPodSandboxId())
+	default:
 		portforward.ServePortForward(w, r, c, q.GetPodSandboxId(), "", o, s.o.IdleTimeout, s.o.CreationTimeout, portforward.SupportedProtocols)
 	}
-	if speaks(r, tunnelProtocol) {
-		s.serveTunnel(w, r, serve)
-		return
-	}
-	serve(w, r)
 }
 
 // call is what the library calls back for one connection. The contexts that it
