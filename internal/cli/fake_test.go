@@ -49,6 +49,8 @@ type fakeRuntime struct {
 	auth    *runtimeapi.AuthConfig
 	made    int
 	streams *streamed
+	// attachToRunning: it refuses to attach to a container before its start.
+	attachToRunning bool
 }
 
 // newFake serves a fake runtime, with the engine's own service when withEngine.

@@ -21,6 +21,7 @@ type runOptions struct {
 	credentials
 	detach, remove   bool
 	interactive, tty bool
+	detachKeys       string
 	pull             string
 	pod              podFlags
 	container        containerFlags
@@ -43,9 +44,12 @@ container writes until it ends. The exit code is the container's own.
 
 What is behind IMAGE replaces the arguments (CMD) of the image. The pod and the
 container stay until they are removed, or are removed at once with --rm. Ctrl-C stops showing;
-with --rm it also stops and removes them. When anything fails on the way,
+with --rm it also stops and removes them. With -i the container reads our stdin; in a terminal (-it) every
+key goes to it, and the detach keys leave it running. When anything fails on the way,
 what was made is removed.`,
 		Example: `  cri-engine run --rm docker.io/library/busybox echo hello
+  echo hello | cri-engine run --rm -i docker.io/library/busybox cat
+  cri-engine run --rm -it docker.io/library/busybox
   cri-engine run -d --name web -p 8080:80 --memory 256m --cpus 0.5 nginx
   cri-engine run --rm -v /etc:/host-etc:ro -e LEVEL=debug busybox ls /host-etc`,
 		Args: cobra.MinimumNArgs(1),
@@ -60,8 +64,9 @@ what was made is removed.`,
 	f := cmd.Flags()
 	f.BoolVarP(&o.detach, "detach", "d", false, "show the ids and return while the container runs")
 	f.BoolVar(&o.remove, "rm", false, "stop and remove all that was made once the container has ended, also on Ctrl-C")
-	f.BoolVarP(&o.interactive, "stdin", "i", false, "not supported yet: keep stdin open")
-	f.BoolVarP(&o.tty, "tty", "t", false, "give the container a terminal (its output only)")
+	f.BoolVarP(&o.interactive, "stdin", "i", false, "give the container our stdin; with -d: one that attach can write to")
+	f.BoolVarP(&o.tty, "tty", "t", false, "give the container a terminal")
+	f.StringVar(&o.detachKeys, "detach-keys", "ctrl-p,ctrl-q", "`KEYS` to leave a terminal with; empty, or with --rm: none")
 	f.StringVar(&o.pull, "pull", pullMissing, "`WHEN` to pull the image: missing, always or never")
 	mustComplete(cmd, "pull", pullMissing, pullAlways, pullNever)
 	o.pod.addFlags(cmd)
@@ -72,12 +77,13 @@ what was made is removed.`,
 
 func (o *runOptions) check() error {
 	switch {
-	case o.interactive:
-		return errors.New("-i is not supported yet: the container reads nothing")
 	case o.detach && o.remove:
 		return errors.New("--rm and -d exclude each other: nobody would be left to remove it")
 	case o.structured() && !o.detach:
 		return errors.New("-o is for -d: without it the output is the container's")
+	}
+	if _, err := parseKeys(o.detachKeys); err != nil {
+		return err
 	}
 	switch o.pull {
 	case pullMissing, pullAlways, pullNever:
@@ -100,6 +106,7 @@ type runner struct {
 	madePod     bool
 	container   *runtimeapi.ContainerConfig
 	containerID string
+	session     *session // nil without -i
 }
 
 func runImage(ctx context.Context, c *call, o *runOptions) error {
@@ -135,7 +142,9 @@ func (r *runner) prepare(ctx context.Context) error {
 	if r.container, err = r.o.container.config(r.args, &r.o.pod); err != nil {
 		return err
 	}
-	r.container.Tty = r.o.tty
+	r.container.Tty, r.container.Stdin = r.o.tty, r.o.interactive
+	// The end of our stdin is the container's. A terminal's stays open for who attaches next.
+	r.container.StdinOnce = r.interactive() && !r.o.tty
 	if r.o.pod.id != "" {
 		return r.joinPod(ctx)
 	}
@@ -198,9 +207,14 @@ func (r *runner) steps() []steps.Step {
 			steps.Step{Name: "pod", Do: r.runPod, Undo: r.removePod},
 		)
 	}
+	list = append(list, steps.Step{Name: "create", Do: r.create, Undo: r.removeContainer})
+	if !r.interactive() {
+		return append(list, steps.Step{Name: "start", Do: r.start})
+	}
 	return append(list,
-		steps.Step{Name: "create", Do: r.create, Undo: r.removeContainer},
-		steps.Step{Name: "start", Do: r.start},
+		steps.Step{Name: "attach", Do: r.attachEarly, Undo: r.endSession},
+		steps.Step{Name: "start", Do: r.start, Undo: r.stopStarted},
+		steps.Step{Name: "attach after the start", Do: r.attachLate, Undo: r.endSession},
 	)
 }
 
@@ -284,6 +298,11 @@ func (r *runner) start(ctx context.Context) error {
 	return err
 }
 
+// stopStarted ends a container that runs and can't be attached to.
+func (r *runner) stopStarted(ctx context.Context) error {
+	return r.stopContainer(ctx, r.containerID, 0)
+}
+
 // tellIDs writes what was made, for -d.
 func (r *runner) tellIDs() error {
 	switch {
@@ -304,6 +323,11 @@ func (r *runner) tellIDs() error {
 // follow shows the container's output until it has ended, and ends with its exit code.
 func (r *runner) follow(ctx context.Context) error {
 	code, err := r.watch(ctx)
+	_ = r.endSession(ctx)
+	if errors.Is(err, errDetached) {
+		fmt.Fprintf(r.errOut, "\n%s: detached; container %s runs on\n", program, shortID(r.containerID))
+		return nil
+	}
 	if r.o.remove {
 		err = errors.Join(err, r.tidy(ctx))
 	} else if ctx.Err() != nil {
@@ -336,7 +360,14 @@ func (r *runner) watch(ctx context.Context) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if path := status.GetLogPath(); path != "" {
+	if r.session != nil {
+		defer r.tellStdin()
+	}
+	if r.session != nil && r.outputAttached() {
+		if err := r.watchSession(ctx); err != nil {
+			return 0, err
+		}
+	} else if path := status.GetLogPath(); path != "" {
 		if err := r.showLog(ctx, path, crilog.Options{Tail: -1, Ended: r.ended(r.containerID)}); err != nil {
 			return 0, err
 		}

@@ -121,6 +121,81 @@ func TestRun(t *testing.T) {
 	})
 }
 
+func TestRunInteractive(t *testing.T) {
+	interactive := func(t *testing.T) (*fakeRuntime, string) {
+		f, logDir := runs(t)
+		withStreams(t, f)
+		return f, logDir
+	}
+	for name, late := range map[string]bool{"attached before the start": false, "attached after it, where the runtime can't before": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Run("-i gives it our stdin and its end, and shows the log", func(t *testing.T) {
+				f, logDir := interactive(t)
+				f.attachToRunning = late
+				f.tryContext(t.Context(), t, "typed\n", "run", "--rm", "-i", "--log-dir", logDir, "app").want(t, 3, "typed\n")
+				wantNothingLeft(t, f, logDir)
+			})
+			t.Run("-it goes over the connection, and the exit code is the container's", func(t *testing.T) {
+				f, logDir := interactive(t)
+				f.attachToRunning = late
+				f.tryContext(t.Context(), t, "typed\n", "run", "--rm", "-it", "--log-dir", logDir, "app").want(t, 5, "typed\n")
+				wantNothingLeft(t, f, logDir)
+			})
+		})
+	}
+	t.Run("stdin ends with ours, a terminal's does not, and with -d nobody attaches", func(t *testing.T) {
+		f, logDir := interactive(t)
+		for _, c := range []struct {
+			flags            []string
+			stdin, once, tty bool
+		}{{[]string{"-i"}, true, true, false}, {[]string{"-it"}, true, false, true}, {[]string{"-d", "-it"}, true, false, true}, {[]string{"-d", "-i"}, true, false, false}, {[]string{"-d"}, false, false, false}} {
+			before := f.called("Attach")
+			f.tryContext(t.Context(), t, "", append(append([]string{"run"}, c.flags...), "--log-dir", logDir, "app")...)
+			cfg := f.configs[f.containers[len(f.containers)-1].GetId()]
+			if cfg.GetStdin() != c.stdin || cfg.GetStdinOnce() != c.once || cfg.GetTty() != c.tty {
+				t.Errorf("%v: stdin %v, once %v, tty %v", c.flags, cfg.GetStdin(), cfg.GetStdinOnce(), cfg.GetTty())
+			}
+			if attached := f.called("Attach") > before; attached == (c.flags[0] == "-d") {
+				t.Errorf("%v: attached: %v", c.flags, attached)
+			}
+		}
+	})
+	t.Run("the detach keys leave it running", func(t *testing.T) {
+		f, logDir := interactive(t)
+		r := f.tryContext(t.Context(), t, "a\x10\x11b", "run", "-it", "--log-dir", logDir, "app")
+		if r.code != 0 || !strings.Contains(r.err, "detached; container") {
+			t.Errorf("code %d, stderr %q", r.code, r.err)
+		}
+		if _, containers := f.left(); containers != 1 {
+			t.Errorf("%d containers are left, want 1", containers)
+		}
+	})
+	t.Run("with --rm there are none", func(t *testing.T) {
+		f, logDir := interactive(t)
+		f.tryContext(t.Context(), t, "a\x10\x11b", "run", "--rm", "-it", "--log-dir", logDir, "app").want(t, 5, "a\x10\x11b")
+		wantNothingLeft(t, f, logDir)
+	})
+	t.Run("a program that has ended before it could be attached to is shown all the same", func(t *testing.T) {
+		for _, flag := range []string{"-i", "-it"} {
+			f, logDir := interactive(t)
+			f.attachToRunning, f.program = true, says(t, "hello", 42)
+			f.tryContext(t.Context(), t, "typed\n", "run", "--rm", flag, "--log-dir", logDir, "app").want(t, 42, "hello\n")
+			wantNothingLeft(t, f, logDir)
+		}
+	})
+	t.Run("a runtime that cannot attach leaves nothing behind", func(t *testing.T) {
+		f, logDir := interactive(t)
+		f.fail["Attach"] = status.Error(codes.Unimplemented, "no streams")
+		f.tryContext(t.Context(), t, "", "run", "-i", "--log-dir", logDir, "app").want(t, 1, "", "run app: attach after the start: this runtime does not support it: no streams")
+		wantNothingLeft(t, f, logDir)
+	})
+	t.Run("wrong detach keys are refused before anything is made", func(t *testing.T) {
+		f, logDir := interactive(t)
+		f.try(t, "run", "-it", "--detach-keys", "ctrl-1", "--log-dir", logDir, "app").want(t, 1, "", "there is no ctrl-1")
+		wantNothingLeft(t, f, logDir)
+	})
+}
+
 func TestRunFailsWithoutATrace(t *testing.T) {
 	for rpc, step := range map[string]string{
 		"ImageStatus": "image", "RunPodSandbox": "pod", "CreateContainer": "create", "StartContainer": "start",
@@ -215,7 +290,6 @@ func TestRunConfigs(t *testing.T) {
 func TestRunRefuses(t *testing.T) {
 	f, logDir := runs(t)
 	cases := []struct{ args, err string }{
-		{"-i", "-i is not supported yet"},
 		{"-d --rm", "--rm and -d exclude each other"},
 		{"-o json", "-o is for -d"},
 		{"--pull sometimes", "--pull sometimes: want missing, always or never"},

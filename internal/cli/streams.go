@@ -98,6 +98,7 @@ type stdio struct {
 	out, err io.Writer
 	tty      bool
 	sizes    <-chan terminalSize // nil without a terminal
+	opened   func()              // called when all streams are open; may be nil
 }
 
 // stream serves a command's streams until it has ended, and returns its exit code.
@@ -116,15 +117,11 @@ func stream(ctx context.Context, address string, local stdio) (code int, err err
 		return 0, err
 	}
 	_ = failure.Close() // nothing is written there
+	var in httpstream.Stream
 	if local.in != nil {
-		s, err := openStream(conn, remotecommand.StreamTypeStdin)
-		if err != nil {
+		if in, err = openStream(conn, remotecommand.StreamTypeStdin); err != nil {
 			return 0, err
 		}
-		go func() { // ends with the program's stdin, or at a write after the connection's end
-			_, _ = io.Copy(s, local.in)
-			_ = s.Close()
-		}()
 	}
 	for kind, to := range map[string]io.Writer{remotecommand.StreamTypeStdout: local.out, remotecommand.StreamTypeStderr: local.err} {
 		if to == nil {
@@ -142,6 +139,16 @@ func stream(ctx context.Context, address string, local stdio) (code int, err err
 			return 0, err
 		}
 		go sendSizes(ctx, s, local.sizes)
+	}
+	if local.opened != nil {
+		local.opened()
+	}
+	if in != nil {
+		// Not before: a key that detaches would cut streams off that are being opened.
+		go func() { // ends with the program's stdin, or at a write after the connection's end
+			_, _ = io.Copy(in, local.in)
+			_ = in.Close()
+		}()
 	}
 	text, err := io.ReadAll(io.LimitReader(failure, maxStatus))
 	if err != nil {

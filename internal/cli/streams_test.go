@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/cri-engine/cri-engine/internal/streaming"
@@ -28,7 +31,7 @@ type streamed struct {
 func withStreams(t testing.TB, f *fakeRuntime) {
 	t.Helper()
 	s, err := streaming.Listen(streaming.Options{
-		Engine: fakeStreams{}, Address: "127.0.0.1:0", IdleTimeout: time.Minute, CreationTimeout: 10 * time.Second,
+		Engine: fakeStreams{f}, Address: "127.0.0.1:0", IdleTimeout: time.Minute, CreationTimeout: 10 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +40,7 @@ func withStreams(t testing.TB, f *fakeRuntime) {
 	f.streams = &streamed{server: s, cut: s.Close}
 }
 
-type fakeStreams struct{}
+type fakeStreams struct{ f *fakeRuntime }
 
 func (fakeStreams) Exec(ctx context.Context, _ string, command []string, s streaming.Streams) (int32, error) {
 	fmt.Fprintln(s.Stdout, strings.Join(command, "|"))
@@ -57,12 +60,42 @@ func (fakeStreams) Exec(ctx context.Context, _ string, command []string, s strea
 	return 7, nil
 }
 
-func (fakeStreams) Attach(_ context.Context, _ string, s streaming.Streams) error {
-	if s.Stdin != nil {
-		_, _ = io.Copy(s.Stdout, s.Stdin)
+// Attach is a container that echoes to its clients or, when they want no output, to
+// its log, and ends with its stdin.
+func (s fakeStreams) Attach(ctx context.Context, id string, to streaming.Streams) error {
+	if to.Stdout == nil {
+		data, _ := io.ReadAll(to.Stdin)
+		s.f.end(id, string(data), 3)
+		return nil
 	}
-	fmt.Fprintln(s.Stderr, "the end")
+	if to.Stdin != nil {
+		_, _ = io.Copy(to.Stdout, to.Stdin)
+	}
+	if to.Stderr != nil {
+		fmt.Fprintln(to.Stderr, "the end")
+	}
+	if to.TTY && ctx.Err() == nil {
+		s.f.end(id, "", 5)
+	}
 	return nil
+}
+
+// end waits for a container's start, and ends it with a line in its log.
+func (f *fakeRuntime) end(id, line string, code int32) {
+	for range 500 {
+		f.mu.Lock()
+		c := f.container(id)
+		if c != nil && c.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			if line != "" {
+				_ = os.WriteFile(c.GetLogPath(), []byte("2026-01-02T03:04:05Z stdout F "+line), 0o600)
+			}
+			c.State, c.ExitCode = runtimeapi.ContainerState_CONTAINER_EXITED, code
+			f.mu.Unlock()
+			return
+		}
+		f.mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func (fakeStreams) PortForward(_ context.Context, _ string, port int32, client streaming.ReadWriteCloser) error {
@@ -82,6 +115,12 @@ func (f *fakeRuntime) Exec(_ context.Context, r *runtimeapi.ExecRequest) (*runti
 }
 
 func (f *fakeRuntime) Attach(_ context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	f.mu.Lock()
+	early := f.attachToRunning && f.container(r.GetContainerId()).GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING
+	f.mu.Unlock()
+	if early {
+		return nil, status.Error(codes.FailedPrecondition, "the container does not run")
+	}
 	url, err := f.streams.server.Attach(r)
 	return &runtimeapi.AttachResponse{Url: url}, err
 }

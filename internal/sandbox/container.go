@@ -43,6 +43,8 @@ type container struct {
 	rec containerRecord //
 	// early are exits that were told before the start was recorded.
 	early []monitor.Info
+	// gate is where clients wait that attach before the start; nil without any.
+	gate *startGate
 	// stdin is what attached clients share; nil while none of them has it.
 	stdin *sharedStdin
 	// exited is closed when the container has ended; made anew by each start.

@@ -12,28 +12,34 @@ import (
 	"github.com/cri-engine/cri-engine/internal/monitor"
 )
 
-// Attach shows a client a running container's output from now on, and lets it write
-// to its stdin, until the container ends or the client leaves (ctx). Neither
-// the container nor other clients are held back by it.
+// Attach shows a client a container's output from now on, and lets it write to its
+// stdin, until the container ends or the client leaves (ctx). Neither the container
+// nor other clients are held back by it. Of one that was not started yet the client
+// sees all from its first byte on; it waits for the start.
 func (e *Engine) Attach(ctx context.Context, id string, s Streams) error {
 	c, err := e.findContainer(id)
 	if err != nil {
 		return err
 	}
-	if phase := c.read().Phase; phase != phaseRunning {
+	gate := c.enterGate()
+	defer gate.leave()
+	if phase := c.read().Phase; phase != phaseRunning && gate == nil && phase != phaseStarting {
 		return fmt.Errorf("attach to container %s: it does not run: %w", c.id, ErrPrecondition)
 	}
 	if s.Stdin != nil && !c.cfg.GetStdin() {
 		return fmt.Errorf("attach to container %s: it was created without stdin: %w", c.id, ErrPrecondition)
 	}
 	s.TTY = c.cfg.GetTty()
-	if err := e.attach(ctx, c, s); err != nil {
+	if err := gate.wait(ctx); err != nil {
+		return fmt.Errorf("attach to container %s: %w", c.id, err)
+	}
+	if err := e.attach(ctx, c, s, gate); err != nil {
 		return fmt.Errorf("attach to container %s: %w", c.id, err)
 	}
 	return nil
 }
 
-func (e *Engine) attach(ctx context.Context, c *container, s Streams) error {
+func (e *Engine) attach(ctx context.Context, c *container, s Streams, gate *gateClient) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	view := e.o.Monitor.Attach(c.id)
@@ -44,6 +50,7 @@ func (e *Engine) attach(ctx context.Context, c *container, s Streams) error {
 	stop := context.AfterFunc(ctx, view.Close)
 	view.Connect(s.Stdout != nil, s.Stderr != nil && !s.TTY)
 	stop()
+	gate.leave() // the client misses nothing any more
 	if s.Stdout != nil {
 		out.start(s.Stdout, view.Stdout)
 	}
@@ -65,14 +72,13 @@ func (e *Engine) attach(ctx context.Context, c *container, s Streams) error {
 	c.mu.Lock()
 	exited := c.exited
 	c.mu.Unlock()
-	copied := make(chan struct{})
-	go func() { // ends with the copies
-		out.wg.Wait()
-		close(copied)
-	}()
-	ended := copied
-	if s.Stdout == nil && s.Stderr == nil {
-		ended = nil
+	var ended chan struct{} // never, for a client that wants no output
+	if s.Stdout != nil || s.Stderr != nil {
+		ended = make(chan struct{})
+		go func() { // ends with the copies
+			out.wg.Wait()
+			close(ended)
+		}()
 	}
 	select {
 	case <-ended:

@@ -203,6 +203,7 @@ func (e *Engine) forgetContainer(c *container) error {
 	c.pod.mu.Lock()
 	delete(c.pod.children, c.id)
 	c.pod.mu.Unlock()
+	c.openGate(false)
 	if c.snap.Load() != nil { // else it was never there for anyone
 		e.tellContainer(c, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	}

@@ -77,6 +77,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	}
 	c.telling.unlock()
 	e.failStart(c, err)
+	c.openGate(false)
 	e.tellEnded(ctx, c)
 	return fmt.Errorf("start container %s: %w", c.id, err)
 }
@@ -128,8 +129,10 @@ func (r *containerStart) create(ctx context.Context) error {
 	})
 	if err != nil {
 		_ = r.delete(context.WithoutCancel(ctx))
+		return err
 	}
-	return err
+	r.c.openGate(true)
+	return nil
 }
 
 // makeLogDir makes the directory of a container's log, path, whose end rel is

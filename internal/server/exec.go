@@ -33,7 +33,8 @@ type streamsRequest interface {
 }
 
 // checkStreams refuses what the proto forbids, and a container that does not run,
-// before a client is sent on its way.
+// before a client is sent on its way. Attaching to one that was not started yet
+// waits for its start.
 func (s *Server) checkStreams(r streamsRequest) error {
 	if err := checkID("container_id", r.GetContainerId()); err != nil {
 		return err
@@ -48,7 +49,8 @@ func (s *Server) checkStreams(r streamsRequest) error {
 	if err != nil {
 		return err
 	}
-	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+	_, attach := r.(*runtimeapi.AttachRequest)
+	if c.State != runtimeapi.ContainerState_CONTAINER_RUNNING && !(attach && c.State == runtimeapi.ContainerState_CONTAINER_CREATED) {
 		return status.Errorf(codes.FailedPrecondition, "container %s does not run: it is %s", c.ID, c.State)
 	}
 	return nil

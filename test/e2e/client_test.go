@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -16,9 +17,15 @@ import (
 // cli runs the built-in client against the engine.
 func (e *Engine) cli(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	return e.cliWith(t, nil, args...)
+}
+
+// cliWith gives it a stdin.
+func (e *Engine) cliWith(t testing.TB, in io.Reader, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
 	cmd := exec.CommandContext(within(t, time.Minute), filepath.Join(binDir, "cri-engine"), append(args[:1:1], append([]string{"--endpoint", e.Socket}, args[1:]...)...)...)
 	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &errs
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -69,6 +76,39 @@ func TestTheBuiltInClient(t *testing.T) {
 				t.Errorf("exit code %d, %q", code, errs)
 			}
 			leaks(t, w, e, e.idle)
+		})
+		t.Run("run -i gives the container all of stdin and its end, shows all that it writes, and ends with its code", func(t *testing.T) {
+			text := strings.Repeat("a line that goes in and comes out again\n", 50_000)
+			out, errs, code := e.cliWith(t, strings.NewReader(text), "run", "--rm", "-i", w.ref(busyboxImage), "sh", "-c", "cat; echo end >&2; exit 9")
+			if out != text || !strings.HasSuffix(errs, "end\n") || code != 9 {
+				t.Errorf("%d bytes of %d came back, stderr %q, exit code %d", len(out), len(text), errs, code)
+			}
+		})
+		t.Run("run -i of a program that reads nothing and ends at once ends with its code", func(t *testing.T) {
+			for range 5 {
+				out, errs, code := e.cliWith(t, strings.NewReader("word\n"), "run", "--rm", "-i", w.ref(busyboxImage), "sh", "-c", "echo hello; exit 3")
+				if out != "hello\n" || code != 3 {
+					t.Errorf("stdout %q, stderr %q, exit code %d", out, errs, code)
+				}
+			}
+		})
+		t.Run("run -it is a terminal from the program's first byte on, and ends with its code", func(t *testing.T) {
+			for range 5 {
+				out, errs, code := e.cliWith(t, strings.NewReader("word\n"), "run", "--rm", "-it", w.ref(busyboxImage), "sh", "-c", "test -t 0 && echo first; read x; echo got $x; exit 6")
+				if !strings.Contains(out, "first\r\n") || !strings.Contains(out, "got word\r\n") || code != 6 {
+					t.Errorf("stdout %q, stderr %q, exit code %d", out, errs, code)
+				}
+			}
+		})
+		t.Run("the detach keys of run -it leave the container running, and attach finds it", func(t *testing.T) {
+			out, errs, code := e.cliWith(t, strings.NewReader("\x10\x11"), "run", "-it", "--name", "left", w.ref(busyboxImage), "sh", "-c", "read x; echo got $x; exit 4")
+			if code != 0 || !strings.Contains(errs, "runs on") {
+				t.Errorf("stdout %q, stderr %q, exit code %d", out, errs, code)
+			}
+			if out, errs, code := e.cliWith(t, strings.NewReader("later\n"), "attach", "-it", "left"); code != 0 || !strings.Contains(out, "got later\r\n") {
+				t.Errorf("attach: stdout %q, stderr %q, exit code %d", out, errs, code)
+			}
+			e.must(t, "rmp", "-f", "left")
 		})
 		t.Run("run -d, ps, pods, logs, exec, stats, inspect, stop, rm and rmp", func(t *testing.T) {
 			id := strings.TrimSpace(e.must(t, "run", "-d", "-q", "--name", "web", w.ref(busyboxImage), "sh", "-c", "echo started; exec sleep 10000"))

@@ -252,6 +252,42 @@ func TestAttachStreams(t *testing.T) {
 				t.Errorf("exit code %d", got)
 			}
 		})
+		t.Run("who attaches before the start may write all there is to stdin then, and sees the first byte", func(t *testing.T) {
+			c := p.create(t, busyboxImage, shell("echo first; cat; echo the end >&2"), withStdin(true))
+			s := mustConnect(t, c.attachURL(t, all), all)
+			text := []byte(strings.Repeat("a line that goes in before there is a program to read it\n", 20_000))
+			go func() {
+				_, _ = s.stdin.Write(text)
+				_ = s.stdin.Close()
+			}()
+			time.Sleep(500 * time.Millisecond) // what may be written is
+			c.start(t)
+			wantRead(t, s.stdout, "first\n")
+			go func() { _, _ = io.Copy(io.Discard, s.stdout) }()
+			wantRead(t, s.stderr, "the end\n")
+			c.wait(t)
+			if got := stream(readLog(t, c.logPath()), "stdout"); string(got) != "first\n"+string(text) {
+				t.Errorf("%d bytes of %d are in the log", len(got), len(text)+6)
+			}
+		})
+		t.Run("who attaches before a start that fails is told, and one that leaves holds up no start", func(t *testing.T) {
+			c := p.create(t, busyboxImage, command("/no/such/program"), withStdin(true))
+			s := mustConnect(t, c.attachURL(t, all), all)
+			if _, err := e.rt.StartContainer(call(t), &runtimeapi.StartContainerRequest{ContainerId: c.ID}); err == nil {
+				t.Error("a program that does not exist was started")
+			}
+			if status, _ := io.ReadAll(s.failure); !strings.Contains(string(status), "not started") {
+				t.Errorf("the client's status is %q", status)
+			}
+			c = p.create(t, busyboxImage, shell("cat"), withStdin(true))
+			mustConnect(t, c.attachURL(t, all), all).cut()
+			time.Sleep(500 * time.Millisecond) // that it is gone is seen
+			start := time.Now()
+			c.start(t)
+			if took := time.Since(start); took > slowly(1500*time.Millisecond) {
+				t.Errorf("the start took %s", took)
+			}
+		})
 		t.Run("a client that does not read holds neither container nor log", func(t *testing.T) {
 			c := p.run(t, busyboxImage, command("payload", "lines", "300000", "1000000", "0"), withStdin(false))
 			mustConnect(t, c.attachURL(t, streamsWanted{stdout: true}), streamsWanted{stdout: true})
