@@ -72,6 +72,7 @@ func (w *World) engineNotStarted(t *testing.T, options ...with) *Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	labelDirs(t, inner)
 	e := &Engine{Engine: inner, w: w}
 	if e.conn, err = harness.Dial(e.Socket, notingSent...); err != nil {
 		t.Fatal(err)

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # The end-to-end tests on a machine that systemd runs: "make test-vm".
 #
-#   test.sh TAGS     after "make build runc"; ALL=1 for the whole suite, RUN=PATTERN for one test
+#   test.sh TAGS     after "make build runc"
+#
+# ALL=1 runs the whole suite, RUN=PATTERN one test (WHERE=world: in a world), VARIANT=selinux
+# what is to be seen where SELinux is enforcing.
 #
 # Builds what the machine has no Go for, boots it, and prints the result. What
 # the tests wrote is left in ./vm-results.
@@ -9,7 +12,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
-tags=$1
+tags=$1 variant=${VARIANT:-default}
 export CGO_ENABLED=0
 
 scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/cri-engine-test-vm-XXXXXX")
@@ -34,14 +37,14 @@ elif [ -n "${ALL:-}" ]; then
 	limit=36000
 	printf 'machine .\nworld .\n' >"$tree/selection"
 else
-	cp "$here/selection" "$tree/selection"
+	cp "$here/selection.$variant" "$tree/selection"
 fi
 
 # The repository of the machine that builds has modes and owners of its own.
 chmod -R u=rwX,go=rX "$tree"
 rm -rf vm-results
 code=0
-test/vm/vm.sh run --extra "$tree" --timeout $limit ${VM_FLAGS:-} -- bash /extra/suite.sh /extra/selection || code=$?
+test/vm/vm.sh run --variant "$variant" --extra "$tree" --timeout $limit -- bash /extra/suite.sh /extra/selection || code=$?
 if [ $code != 0 ]; then
 	echo "test-vm: failed ($code); what was said is in vm-results/"
 	exit 1
