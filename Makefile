@@ -77,6 +77,17 @@ test-vm: build runc ## end-to-end tests in a VM: systemd, cgroup v2, AppArmor, c
 	hack/setup.sh vm
 	test/vm/test.sh '$(TAGS)'
 
+.PHONY: test-kubelet
+test-kubelet: build runc bin/kubelet ## a real kubelet runs pods on the engine and is disturbed; root
+	hack/setup.sh test
+	PATH='$(CURDIR)/bin':"$$PATH" go test -tags '$(TAGS) e2e kubelet' -count=1 -timeout 40m -run '^TestKubelet' ./test/e2e
+
+# Some minutes, once. Without the version it would call itself v0.0.0.
+bin/kubelet: tools/kubelet/go.mod tools/kubelet/go.sum
+	cd tools/kubelet && $(GO) build -trimpath -o ../../bin/ \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes)" \
+		k8s.io/kubernetes/cmd/kubelet
+
 .PHONY: test-image
 test-image: build ## build the image twice on bases of our own and start what is in it
 	hack/setup.sh image

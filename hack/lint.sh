@@ -12,14 +12,14 @@ fail() {
 unformatted=$(git ls-files -z '*.go' | xargs -0r gofmt -l)
 [ -z "$unformatted" ] || fail "gofmt -w would change: $unformatted"
 
-# Once as the product is built, with the end-to-end tests, once with the fail points that they use.
-go vet -tags "$tags e2e" ./... || fail "go vet found something"
+# Once as the product is built, with all end-to-end tests, once with the fail points that they use.
+go vet -tags "$tags e2e kubelet" ./... || fail "go vet found something"
 go vet -tags "$tags failpoints" ./internal/... || fail "go vet with the tag failpoints found something"
 
 bin/golangci-lint run --allow-parallel-runners ./... || fail "golangci-lint found something"
 
 # What is imported is in docs/dependencies.md, with its reason and the version that go.mod has.
-imports=$(go list -tags "$tags e2e" -f '{{join .Imports "\n"}}
+imports=$(go list -tags "$tags e2e kubelet" -f '{{join .Imports "\n"}}
 {{join .TestImports "\n"}}
 {{join .XTestImports "\n"}}' ./... | grep -F . | sort -u)
 # shellcheck disable=SC2086 # one word each

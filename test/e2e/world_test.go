@@ -245,6 +245,7 @@ func enterWorld() error {
 		{"tmpfs", "/sys/fs/cgroup", "tmpfs", "mode=755"},
 		{"tmpfs", "/dev/shm", "tmpfs", "mode=1777"},
 		{"tmpfs", "/run", "tmpfs noexec", "mode=755"}, // as Debian has it
+		{"tmpfs", "/var/log", "tmpfs", "mode=755"},    // a kubelet has links in /var/log/containers
 		{scratch, insideDir + "/scratch", "bind", ""},
 		{own, insideDir + "/world", "bind", ""},
 		{bin, insideDir + "/bin", "bind", ""},
