@@ -240,8 +240,10 @@ func (p *proc) identify(pid int) error {
 	if path, _ := oomFile(dirs); path != "" {
 		base, _ = readOOMKills(path)
 	}
+	sliceBase := p.pump.slices.base(sliceEvents(dirs))
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.sliceBase = sliceBase
 	p.rec.Pid, p.rec.StartTime, p.rec.Cgroups, p.rec.OOMBase = pid, st.start, dirs, base
 	return nil
 }

@@ -3,11 +3,15 @@ package monitor
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cri-engine/cri-engine/internal/cgroup"
@@ -166,13 +170,107 @@ func (p *proc) countOOM() bool {
 			return false
 		}
 		if p.slot.oomKills.CompareAndSwap(last, count) {
+			p.pump.slices.note(sliceEvents(r.Cgroups), count-last)
 			return true
 		}
 	}
 }
 
 // oomKilled reports whether the OOM killer struck since the process was created.
-func (p *proc) oomKilled() bool {
+func (p *proc) oomKilled(exit *Exit) bool {
 	p.countOOM()
-	return p.slot.oomKills.Load() > 0
+	if p.slot.oomKills.Load() > 0 {
+		return true
+	}
+	r := p.record()
+	path, v2 := oomFile(r.Cgroups)
+	if !v2 || exit.Signal != int32(unix.SIGKILL) {
+		return false
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	p.mu.Lock()
+	base := p.sliceBase
+	p.mu.Unlock()
+	if base == nil || !p.pump.slices.claim(sliceEvents(r.Cgroups), *base) {
+		return false
+	}
+	p.slot.oomKills.Add(1)
+	return true
+}
+
+// systemd removes a scope as soon as its last process has ended, and on a busy machine
+// before anybody has read its count. What happened is in the count of the slice above then, with
+// what happened in other scopes.
+type sliceKills struct {
+	mu sync.Mutex // Protects found.
+	// found are, by the slice's file, kills that were found in processes' own cgroups, or claimed.
+	found map[string]uint64
+}
+
+// sliceEvents is the memory.events of the slice that systemd has a process's scope in;
+// empty where it has none.
+func sliceEvents(dirs cgroup.Dirs) string {
+	for dir := dirs[""]; len(dir) > 1; dir = filepath.Dir(dir) {
+		if strings.HasSuffix(dir, ".slice") {
+			return filepath.Join(dir, "memory.events")
+		}
+	}
+	return ""
+}
+
+// base is how many kills of a slice are nobody's so far; nil when that is not to be known.
+func (s *sliceKills) base(file string) *uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nobodys(file)
+}
+
+// nobodys is for whoever holds the lock. The number may be below zero, as what it is compared with.
+func (s *sliceKills) nobodys(file string) *uint64 {
+	if file == "" {
+		return nil
+	}
+	count, err := readOOMKills(file)
+	if err != nil {
+		return nil
+	}
+	count -= s.found[file]
+	return &count
+}
+
+// note tells of kills that were found in a process's own cgroup.
+func (s *sliceKills) note(file string, kills uint64) {
+	if file == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.add(file, kills)
+}
+
+func (s *sliceKills) add(file string, kills uint64) {
+	if s.found == nil {
+		s.found = map[string]uint64{}
+	}
+	if len(s.found) >= 1024 { // those of pods that are gone
+		maps.DeleteFunc(s.found, func(file string, _ uint64) bool {
+			_, err := os.Stat(file)
+			return err != nil
+		})
+	}
+	s.found[file] += kills
+}
+
+// claim reports whether there is a kill since base that is nobody's, and makes it the caller's.
+func (s *sliceKills) claim(file string, base uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.nobodys(file)
+	if now == nil || int64(*now-base) <= 0 {
+		return false
+	}
+	s.add(file, 1)
+	return true
 }

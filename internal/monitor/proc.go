@@ -32,9 +32,11 @@ type proc struct {
 	// saving keeps the keeper's copies in the order of the changes.
 	saving sync.Mutex
 
-	mu  sync.Mutex // Protects rec and fds. Nothing waits while it is held.
+	mu  sync.Mutex // Protects what follows. Nothing waits while it is held.
 	rec record
 	fds map[string]int // what is open, by role; closed under mu too
+	// sliceBase is what sliceKills had when this pump created the process; else nil.
+	sliceBase *uint64
 
 	turn sync.Mutex // Protects what follows, and the journals.
 	out  [2]*stream // set once; nil where it has none
@@ -309,7 +311,7 @@ func (p *proc) closeStream(s *stream) {
 
 // ended records how the process ended, in time for its parent to reap it only after that.
 func (p *proc) ended(exit *Exit) {
-	exit.OOMKilled = p.oomKilled()
+	exit.OOMKilled = p.oomKilled(exit)
 	err := p.save(func(r *record) {
 		if r.Exit == nil {
 			r.Exit, r.State = exit, StateExited

@@ -48,6 +48,7 @@ type pump struct {
 	runtimes   *runtimes
 	spare      chan *buffers
 	exits      exitEvents
+	slices     sliceKills
 	taps       atomic.Int32 // clients of containers' output
 
 	slots [shmSlots]atomic.Pointer[proc] // for the watcher

@@ -171,6 +171,29 @@ func TestSystemdRunsWhatIsInstalled(t *testing.T) {
 				t.Errorf("got %q", got)
 			}
 		})
+		t.Run("an OOM kill is told of though systemd has removed the scope before anybody looked", func(t *testing.T) {
+			c := p.run(t, busyboxImage, shell("sleep 3; exec payload eat 200"), resources(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 30 << 20, MemorySwapLimitInBytes: 30 << 20}))
+			scope := cgroupsOf(t, c.pid(t))[""]
+			_, pump := e.monitorPids(t)
+			if err := syscall.Kill(pump, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = syscall.Kill(pump, syscall.SIGCONT) }()
+			eventually(t, 30*time.Second, "the scope is gone", func() bool {
+				_, err := os.Stat(scope)
+				return errors.Is(err, fs.ErrNotExist)
+			})
+			if err := syscall.Kill(pump, syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			if s := c.wait(t); s.ExitCode != 137 || s.Reason != "OOMKilled" {
+				t.Errorf("it ended with %d (%s)", s.ExitCode, s.Reason)
+			}
+			q := p.run(t, busyboxImage, sleeper)
+			if q.stop(t, 0); q.status(t).Reason == "OOMKilled" {
+				t.Error("one that was stopped after that is OOMKilled")
+			}
+		})
 		p.remove(t)
 	})
 }
