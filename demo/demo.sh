@@ -138,6 +138,12 @@ end_monitor() {
 	done
 }
 
+# own_bridge: the network's bridge is there, was not before, and has no pod of anybody's.
+own_bridge() { [ -z "$had_bridge" ] && [ -e $bridge ] && [ -z "$(ls $bridge/brif)" ]; }
+
+# drop_bridge: CNI's bridge plugin leaves it to the node, for its next pod.
+drop_bridge() { ! own_bridge || ip link delete "${bridge##*/}"; }
+
 # undo takes away what is left after a failure, in whatever state it is.
 undo() {
 	local id
@@ -149,6 +155,7 @@ undo() {
 		eventually 10 dead "$daemon" || kill -9 "$daemon" 2>/dev/null || true
 	fi
 	end_monitor
+	drop_bridge
 	awk -v dir="$scratch/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r | while read -r id; do
 		umount -l "$id" || true
 	done
@@ -184,20 +191,20 @@ leftovers() {
 	for id in $web_pid $counter_pid; do dead "$id" || echo "process $id"; done
 	monitor_pids | sed 's/^/process /'
 	for id in "${links[@]}"; do grep -xl "$id" /sys/class/net/*/ifindex | sed 's/^/interface /'; done
-	[ -n "$had_bridge" ] || [ ! -e $bridge ] || [ -n "$(ls $bridge/brif)" ] || echo "bridge ${bridge##*/}"
+	! own_bridge || echo "bridge ${bridge##*/}"
 	[ -z "$address" ] || nft list ruleset 2>/dev/null | grep -F "$address" | sed 's/^/firewall rule /'
 	find "$scratch/root/pods" "$scratch/root/containers" "$scratch/logs" -type f | sed 's/^/file /'
 	find "$scratch/state" -type s | grep -v /monitor/ | sed 's/^/socket /'
 }
 
 [ "$(id -u)" = 0 ] || die "needs root"
+# The default network's bridge, which other engines of this machine share.
+bridge=/sys/class/net/cri-engine0
+had_bridge=$(ls -d $bridge 2>/dev/null || true)
 scratch=$(mktemp -d /var/tmp/cri-engine-demo-XXXXXX)
 trap finish EXIT
 trap 'exit 130' INT TERM
 export CRI_ENGINE_ENDPOINT=unix://$scratch/state/cri-engine.sock
-# The default network's bridge, which other engines of this machine share.
-bridge=/sys/class/net/cri-engine0
-had_bridge=$(ls -d $bridge 2>/dev/null || true)
 address='' web_pid='' counter_pid='' ids=() links=()
 
 # ---- the demo
@@ -295,6 +302,7 @@ run kill "$keeper"
 eventually 10 no_monitor || die "the monitor does not end, though it has no container: $(monitor_pids)"
 
 step "Nothing is left"
+drop_bridge
 left=$(leftovers || true)
 [ -z "$left" ] || die "left behind:"$'\n'"$left"
 note "no mount, namespace, process, cgroup, interface or firewall rule"
