@@ -240,11 +240,11 @@ func (p *proc) identify(pid int) error {
 	if path, _ := oomFile(dirs); path != "" {
 		base, _ = readOOMKills(path)
 	}
-	sliceBase := p.pump.slices.base(sliceEvents(dirs))
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.sliceBase = sliceBase
 	p.rec.Pid, p.rec.StartTime, p.rec.Cgroups, p.rec.OOMBase = pid, st.start, dirs, base
+	r := p.rec
+	p.mu.Unlock()
+	p.sliceBase.Store(p.pump.slices.base(r.sliceEvents()))
 	return nil
 }
 

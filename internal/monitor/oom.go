@@ -170,7 +170,7 @@ func (p *proc) countOOM() bool {
 			return false
 		}
 		if p.slot.oomKills.CompareAndSwap(last, count) {
-			p.pump.slices.note(sliceEvents(r.Cgroups), count-last)
+			p.pump.slices.note(r.sliceEvents(), count-last)
 			return true
 		}
 	}
@@ -190,10 +190,8 @@ func (p *proc) oomKilled(exit *Exit) bool {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
-	p.mu.Lock()
-	base := p.sliceBase
-	p.mu.Unlock()
-	if base == nil || !p.pump.slices.claim(sliceEvents(r.Cgroups), *base) {
+	base := p.sliceBase.Load()
+	if base == nil || !p.pump.slices.claim(r.sliceEvents(), *base) {
 		return false
 	}
 	p.slot.oomKills.Add(1)
@@ -209,10 +207,13 @@ type sliceKills struct {
 	found map[string]uint64
 }
 
-// sliceEvents is the memory.events of the slice that systemd has a process's scope in;
-// empty where it has none.
-func sliceEvents(dirs cgroup.Dirs) string {
-	for dir := dirs[""]; len(dir) > 1; dir = filepath.Dir(dir) {
+// sliceEvents is the memory.events of the slice that systemd has a container's scope in;
+// empty where it has none, and for execs: the container's own process stands for the cgroup.
+func (r *record) sliceEvents() string {
+	if r.ExecID != "" {
+		return ""
+	}
+	for dir := r.Cgroups[""]; len(dir) > 1; dir = filepath.Dir(dir) {
 		if strings.HasSuffix(dir, ".slice") {
 			return filepath.Join(dir, "memory.events")
 		}

@@ -14,7 +14,7 @@ func TestAKillInAScopeThatIsGoneIsFoundInItsSlice(t *testing.T) {
 	if err := os.Mkdir(slice, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	file := sliceEvents(cgroup.Dirs{"": filepath.Join(slice, "cri-engine-a.scope", "container")})
+	file := (&record{Cgroups: cgroup.Dirs{"": filepath.Join(slice, "cri-engine-a.scope", "container")}}).sliceEvents()
 	if want := filepath.Join(slice, "memory.events"); file != want {
 		t.Fatalf("the slice's file is %q, want %q", file, want)
 	}
@@ -49,7 +49,12 @@ func TestAKillInAScopeThatIsGoneIsFoundInItsSlice(t *testing.T) {
 	if s.base("") != nil || s.base(file+".none") != nil {
 		t.Error("there is a count where there is no file")
 	}
-	if got := sliceEvents(cgroup.Dirs{"": "/sys/fs/cgroup/cri-engine/pod1/a"}); got != "" {
+	if got := (&record{Cgroups: cgroup.Dirs{"": "/sys/fs/cgroup/cri-engine/pod1/a"}}).sliceEvents(); got != "" {
 		t.Errorf("without systemd the slice's file is %q", got)
+	}
+	exec := record{Cgroups: cgroup.Dirs{"": filepath.Join(slice, "cri-engine-a.scope")}}
+	exec.ExecID = "x"
+	if got := exec.sliceEvents(); got != "" {
+		t.Errorf("an exec, which shares its container's cgroup, would count its kills again: %q", got)
 	}
 }

@@ -32,11 +32,12 @@ type proc struct {
 	// saving keeps the keeper's copies in the order of the changes.
 	saving sync.Mutex
 
-	mu  sync.Mutex // Protects what follows. Nothing waits while it is held.
+	// sliceBase is what sliceKills had when this pump created the process; else nil.
+	sliceBase atomic.Pointer[uint64]
+
+	mu  sync.Mutex // Protects rec and fds. Nothing waits while it is held.
 	rec record
 	fds map[string]int // what is open, by role; closed under mu too
-	// sliceBase is what sliceKills had when this pump created the process; else nil.
-	sliceBase *uint64
 
 	turn sync.Mutex // Protects what follows, and the journals.
 	out  [2]*stream // set once; nil where it has none
