@@ -36,7 +36,7 @@ type Kubelet struct {
 	readOnly, port int
 	log            string
 	cmd            *exec.Cmd
-	done           chan struct{} // closed when cmd has ended
+	done           <-chan struct{} // closed when cmd has ended
 }
 
 // nodeName is the kubelet's and ends its pods' names.
@@ -74,7 +74,7 @@ func (e *Engine) kubelet(t *testing.T) *Kubelet {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the kubelet's log:\n%s", tail(k.log, 6000))
+			t.Logf("the kubelet's log:\n%s", harness.Tail(k.log, 6000))
 		}
 		k.empty(t)
 		k.terminate(t)
@@ -120,28 +120,16 @@ maxPods: 200
 
 func (k *Kubelet) start(t testing.TB) {
 	t.Helper()
-	log, err := os.OpenFile(k.log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
 	k.cmd = exec.Command(filepath.Join(binDir, "kubelet"), "--config", filepath.Join(k.dir, "config.yaml"), "--config-dir", filepath.Join(k.dir, "kubelet.conf.d"),
 		"--root-dir", filepath.Join(k.dir, "root"), "--hostname-override", nodeName, "--node-ip", kubeletAddress, "--v", "3")
-	k.cmd.Stdout, k.cmd.Stderr = log, log
-	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := k.cmd.Start(); err != nil {
+	var err error
+	if k.done, err = harness.StartLogged(k.cmd, k.log); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	k.done = done
-	go func(cmd *exec.Cmd) {
-		_ = cmd.Wait()
-		close(done)
-	}(k.cmd)
 	eventually(t, time.Minute, "the kubelet answers", func() bool {
 		select {
-		case <-done:
-			t.Fatalf("the kubelet ended: %s\n%s", k.cmd.ProcessState, tail(k.log, 4000))
+		case <-k.done:
+			t.Fatalf("the kubelet ended: %s\n%s", k.cmd.ProcessState, harness.Tail(k.log, 4000))
 		default:
 		}
 		_, err := k.get("/pods")
@@ -399,17 +387,6 @@ func removeKubepods(t testing.TB) {
 	for _, name := range []string{"kubepods", "kubepods.slice", "kubelet"} {
 		removeCgroupDir(t, name)
 	}
-}
-
-func tail(file string, most int) string {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return err.Error()
-	}
-	if len(text) > most {
-		text = text[len(text)-most:]
-	}
-	return string(text)
 }
 
 func TestKubeletRunsPods(t *testing.T) {

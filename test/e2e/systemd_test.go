@@ -154,12 +154,8 @@ func TestSystemdRunsWhatIsInstalled(t *testing.T) {
 		t.Run("both halves of the monitor die at once, and no line and no exit code is lost", func(t *testing.T) {
 			writer := write(t)
 			keeper, pump := e.monitorPids(t)
-			for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
-				for _, pid := range []int{keeper, pump} {
-					if err := syscall.Kill(pid, sig); err != nil {
-						t.Fatal(err)
-					}
-				}
+			if err := harness.KillAtOnce(keeper, pump); err != nil {
+				t.Fatal(err)
 			}
 			eventually(t, 20*time.Second, "systemd starts another", func() bool {
 				k, p := e.monitorNow(t)

@@ -55,7 +55,7 @@ type Engine struct {
 	Env []string
 
 	cmd  *exec.Cmd
-	done chan struct{} // closed when cmd has ended
+	done <-chan struct{} // closed when cmd has ended
 }
 
 // NewEngine makes the directories and writes the configuration.
@@ -150,27 +150,36 @@ func (e *Engine) Start(ctx context.Context) error {
 
 // Spawn starts the daemon and does not wait for it.
 func (e *Engine) Spawn() error {
-	log, err := os.OpenFile(e.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	args := append(slices.Clone(e.Wrap), e.Binary, "serve", "--config", e.ConfigFile)
 	e.cmd = exec.Command(args[0], args[1:]...)
-	e.cmd.Stdout, e.cmd.Stderr = log, log
 	e.cmd.Env = append(os.Environ(), e.Env...)
-	// A process group of its own: a ^C at the test's terminal is not for the daemon.
-	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := e.cmd.Start(); err != nil {
-		return err
+	done, err := StartLogged(e.cmd, e.LogFile)
+	if err == nil {
+		e.done = done
+	}
+	return err
+}
+
+// StartLogged starts a command whose output is added to a file. The channel is closed when
+// it has ended.
+func StartLogged(cmd *exec.Cmd, file string) (<-chan struct{}, error) {
+	log, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	// A process group of its own: a ^C at the test's terminal is not for it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, err
 	}
 	done := make(chan struct{})
-	e.done = done
-	go func(cmd *exec.Cmd) {
+	go func() {
 		_ = cmd.Wait()
 		close(done)
-	}(e.cmd)
-	return nil
+	}()
+	return done, nil
 }
 
 // Ready waits until the daemon answers Version, which it does only once it knows the truth.
@@ -265,30 +274,46 @@ func (e *Engine) KillMonitor() error {
 		if len(pids) == 0 {
 			return nil
 		}
-		for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
-			for _, pid := range pids {
-				_ = syscall.Kill(pid, sig)
-			}
-		}
+		_ = KillAtOnce(pids...) // some have ended
 		time.Sleep(5 * time.Millisecond)
 	}
 	return fmt.Errorf("the monitor of %s does not end: pids %v", e.State, e.MonitorPids())
+}
+
+// KillAtOnce kills processes of which none sees another's end.
+func KillAtOnce(pids ...int) error {
+	var errs []error
+	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range pids {
+			errs = append(errs, syscall.Kill(pid, sig))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // LogTail is the end of the daemon's and the monitor's messages.
 func (e *Engine) LogTail(most int) string {
 	var b bytes.Buffer
 	for _, file := range []string{e.LogFile, filepath.Join(e.State, "monitor", "monitor.log")} {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			continue
+		if text, err := tail(file, most); err == nil {
+			fmt.Fprintf(&b, "--- %s\n%s", file, text)
 		}
-		if len(text) > most {
-			text = text[len(text)-most:]
-		}
-		fmt.Fprintf(&b, "--- %s\n%s", file, text)
 	}
 	return b.String()
+}
+
+// Tail is the end of a file, for people: why there is none, where there is none.
+func Tail(file string, most int) string {
+	text, err := tail(file, most)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+func tail(file string, most int) ([]byte, error) {
+	text, err := os.ReadFile(file)
+	return text[max(0, len(text)-most):], err
 }
 
 // Process is what /proc says of one.

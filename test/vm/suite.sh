@@ -20,7 +20,7 @@ if selinuxenabled 2>/dev/null; then
 	modprobe -a overlay br_netfilter # an engine may not ask for modules; its unit does
 fi
 export BIN=$here/bin CRI_ENGINE_E2E_PREBUILT=$here PATH=$here/bin:$PATH
-# Without KVM this is ten to twenty times slower than the machine below it, which may be busy.
+# Without KVM this is many times slower than the machine below it, which may be busy.
 export CRI_ENGINE_E2E_SLOW=20 KILLS=5 STREAM_CUTS=5
 
 count() { grep -Ec "^ *--- $1: " "$2"; }
