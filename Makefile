@@ -73,7 +73,7 @@ test-e2e: build runc ## end-to-end tests: root, real runc, CNI and registry, on 
 	PATH='$(CURDIR)/bin':"$$PATH" go test -tags '$(TAGS) e2e' -count=1 -timeout 40m ./test/e2e
 
 .PHONY: test-vm
-test-vm: build runc ## end-to-end tests in a VM: systemd, cgroup v2, AppArmor, crun (ALL=1: all of them, hours)
+test-vm: build runc ## end-to-end tests in a VM: systemd, cgroup v2, AppArmor, crun (ALL=1: all of them)
 	hack/setup.sh vm
 	test/vm/test.sh '$(TAGS)'
 
